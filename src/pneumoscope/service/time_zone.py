@@ -16,14 +16,17 @@ _UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "
 _LOCALTIME = Path("/etc/localtime")  # a link into the database of time zones on Linux and macOS
 
 
-def find_time_zone(name: str) -> ZoneInfo:
+def find_time_zone(name: str, *, localtime: Path = _LOCALTIME) -> ZoneInfo:
     """Return a time zone by its IANA name; that of this machine if the name is empty, or UTC if it cannot be told.
 
+    Args:
+        name: IANA name, or empty.
+        localtime: The file that states the time zone of this machine.
     Raises:
         UsageError: There is no such time zone.
     """
     if not name:
-        return _machine_time_zone() or ZoneInfo("UTC")
+        return _machine_time_zone(localtime) or ZoneInfo("UTC")
     zone = _zone(name)
     if zone is None:
         raise UsageError(
@@ -33,7 +36,7 @@ def find_time_zone(name: str) -> ZoneInfo:
     return zone
 
 
-def _machine_time_zone() -> ZoneInfo | None:
+def _machine_time_zone(localtime: Path) -> ZoneInfo | None:
     """Return the time zone of this machine if it has a name in the IANA database, or None.
 
     The environment variable TZ comes first, as in the C library. A copied file, or a rule such as "CET-1CEST", has no name.
@@ -41,7 +44,7 @@ def _machine_time_zone() -> ZoneInfo | None:
     if "TZ" in os.environ:
         return _zone(os.environ["TZ"].removeprefix(":"))
     try:
-        target = _LOCALTIME.readlink().parts  # its target may be a link, too: the old name of a zone to its new one
+        target = localtime.readlink().parts  # its target may be a link, too: the old name of a zone to its new one
     except OSError:
         return None
     return _zone("/".join(target[target.index("zoneinfo") + 1 :])) if "zoneinfo" in target else None

@@ -59,7 +59,7 @@ class OutcomeRecorder:
             return
         if self._allows_result(received, None if prediction.failure else prediction):
             self._enqueue(connection, received, at, id=id, failure=prediction.failure)
-        self._enqueue_copies(connection, received, at)
+        self.enqueue_copies(connection, received, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Put the results of an image that was predicted again into the outbox; see `PredictionService.on_predicted_again`."""
@@ -80,7 +80,7 @@ class OutcomeRecorder:
             forget_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, time)
         if not self._service.pseudonymizer:
-            self._enqueue_copies(connection, received, time)
+            self.enqueue_copies(connection, received, time)
             self._enqueue_lost(connection, received, time)
 
     def rule_of(self, prediction: Prediction | None, received: ReceivedInstance) -> SiteRule | None:
@@ -134,7 +134,7 @@ class OutcomeRecorder:
         A corrected header, or other pixels, with the same SOP Instance UID: the result is that of the last copy, in whatever
         order they are predicted, and its header is that of the last copy. But a copy that has no result itself must not leave
         out those of an earlier one, for silence reads as normal: its file may be lost, or a site rule may allow it no result. So
-        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `_enqueue_copies`.
+        a later copy counts while it waits, and afterwards only if its results are in the outbox; see `enqueue_copies`.
         """
         later = [each for each in copies_of(connection, received) if each.number > received.number]
         destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)
@@ -162,7 +162,7 @@ class OutcomeRecorder:
         )
         enqueue(connection, subject, sorted(destinations), self._kinds(stored), at)
 
-    def _enqueue_copies(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
+    def enqueue_copies(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
         """Put the results of copies of an instance into the outbox if they were left out because it waited.
 
         Those of an earlier copy by another model or other site rules are not: it would be predicted again if it were sent again.
