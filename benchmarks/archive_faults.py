@@ -112,7 +112,7 @@ def attack_workers(source: Path, bundle: Path, draw: random.Random) -> Attack:
         def kill() -> None:
             nonlocal killed
             while not stopped.wait(draw.uniform(1, 2)):
-                if workers := test_crashes._children(process.pid):
+                if workers := test_crashes.child_processes(process.pid):
                     os.kill(draw.choice(workers), signal.SIGKILL)
                     killed += 1
 

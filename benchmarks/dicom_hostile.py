@@ -1,4 +1,6 @@
-"""Attack the DICOM port and STOW-RS of a real server process with mutated files, mutated PDUs, bombs and silent clients.
+"""Attack a real server process with mutated files, mutated PDUs, bombs and silent clients.
+
+They are sent to the DICOM port and STOW-RS; bombs are also pulled from a DICOMweb server and retrieved with WADO-RS.
 
 Afterwards the process must be alive and ready, must have no more threads and open files than before, and not much more memory;
 its inbox must be empty, its audit log must verify, and an image of a well-behaved peer must be stored, predicted and answered.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.server
 import io
 import json
 import random
@@ -19,12 +22,14 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import httpx
 import pydicom
@@ -38,80 +43,20 @@ from pneumoscope.service.dicom.header import read_header
 from pneumoscope.service.storage.database import open_database
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from dicom_bombs import EXPLICIT, header_bombs, image_bomb, implicit_element
 from dicom_nodes import NODE, SENDER, Pacs, Service, association, make_instances, send, send_until_acknowledged
 from hostile import mutate
 
 MAX_GROWTH_MB = 100
 MAX_HEADER_SECONDS = 2
 SLOW_CLIENTS = 60
+REQUEST_SECONDS, PULL_SECONDS = 120, 600
 BOUNDARY = "b"
-_MIB = 2**20
-_EXPLICIT, _IMPLICIT = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0"
-_UNDEFINED = 0xFFFFFFFF
+IMAGE_BOMBS, BOMB_ITEMS = 2, 400_000  # can still be decoded within 30 s of processor time
+PULLED_STUDY, PULLED_SERIES = "1.2.1", "1.2.2"
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------
-
-
-def _element(tag: int, vr: bytes, value: bytes) -> bytes:
-    """Return an element in Explicit VR Little Endian."""
-    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr
-    if vr in (b"OB", b"SQ", b"UN"):
-        return head + struct.pack("<HI", 0, len(value)) + value
-    return head + struct.pack("<H", len(value)) + value
-
-
-def _implicit(tag: int, value: bytes) -> bytes:
-    return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
-
-
-def _file(body: bytes, syntax: bytes = _EXPLICIT) -> bytes:
-    meta = _element(0x00020010, b"UI", syntax)
-    return bytes(128) + b"DICM" + _element(0x00020000, b"UL", struct.pack("<I", len(meta))) + meta + body
-
-
-def header_bombs(*, after_columns: bool = False) -> dict[str, bytes]:
-    """Return files of up to 4 MiB whose headers take long to parse, or are too much for what stores them.
-
-    Args:
-        after_columns: Whether they begin with the elements of an image up to Columns (0028,0011), at which `read_header` stops.
-    """
-    item, end_of_item, end = (struct.pack("<HHI", 0xFFFE, tag, size) for tag, size in (
-        (0xE000, _UNDEFINED), (0xE00D, 0), (0xE0DD, 0)
-    ))  # fmt: skip
-    empty_item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
-    sequence = struct.pack("<HH", 8, 0x1140) + b"SQ\0\0" + struct.pack("<I", _UNDEFINED)
-    private = struct.pack("<HH", 9, 0x1010) + b"UN\0\0" + struct.pack("<I", _UNDEFINED)
-    size = 4 * _MIB - 500
-    charset = _element(0x00080005, b"CS", b"A\\" * 32_000)
-    explicit = {
-        "empty elements": b"".join(struct.pack("<HH", 9, n & 0xFFFF) + b"LO\0\0" for n in range(size // 8)),
-        "nested sequences": (sequence + item) * (size // 20),
-        "sequence of empty items": sequence + empty_item * (size // 8),
-        "empty sequences": (sequence + end) * (size // 20),
-        "private sequence of empty items": private + empty_item * (size // 8),
-        "nested character sets": (sequence + item + charset + end_of_item + end) * 64,
-    }
-    implicit = {
-        "empty implicit elements": b"".join(
-            struct.pack("<HHI", 8 + 2 * (n >> 16), n & 0xFFFF, 0) for n in range(size // 8)
-        ),
-        "character sets": _implicit(0x00080005, b"A\\" * (size // 2)),
-        "escape sequences": _implicit(0x00100010, b"\x1b$B!!" * (size // 5)),
-        "values of a name": _implicit(0x00100010, b"\\" * size),
-        "values of other patient IDs": _implicit(0x00101000, b"\\" * size),
-        "long name": _implicit(0x00100010, b"A" * size),
-    }
-    # pydicom reads elements in any order.
-    uids = _implicit(0x00080016, b"1.2 ") + _implicit(0x00080018, b"1.3 ")
-    number = struct.pack("<H", 8)
-    image = uids + b"".join(_implicit(tag, number) for tag in (0x00280010, 0x00280011, 0x00280100))
-    explicit_image = _element(0x00080016, b"UI", b"1.2 ") + _element(0x00080018, b"UI", b"1.3 ") + b"".join(
-        _element(tag, b"US", number) for tag in (0x00280010, 0x00280011, 0x00280100)
-    )  # fmt: skip
-    return {name: _file((explicit_image if after_columns else b"") + body) for name, body in explicit.items()} | {
-        name: _file((image if after_columns else uids) + body, _IMPLICIT) for name, body in implicit.items()
-    }
 
 
 def header_seconds(content: bytes) -> float:
@@ -159,7 +104,7 @@ def associate_request(rng: random.Random) -> bytes:
     def item(kind: int, value: bytes) -> bytes:
         return struct.pack(">BBH", kind, 0, len(value)) + value
 
-    context = struct.pack(">BBBB", 1, 0, 0, 0) + item(0x30, b"1.2.840.10008.5.1.4.1.1.1.1") + item(0x40, _EXPLICIT[:-1])
+    context = struct.pack(">BBBB", 1, 0, 0, 0) + item(0x30, b"1.2.840.10008.5.1.4.1.1.1.1") + item(0x40, EXPLICIT[:-1])
     user = item(0x51, struct.pack(">I", rng.choice((0, 16384, 0xFFFFFFFF)))) + item(0x52, b"1.2.3")
     body = (
         struct.pack(">HH", 1, 0) + NODE.encode().ljust(16) + SENDER.encode().ljust(16) + bytes(32)
@@ -171,11 +116,11 @@ def associate_request(rng: random.Random) -> bytes:
 def store_request(content: bytes) -> bytes:
     """Return the P-DATA-TF PDUs (PS3.8 9.3.5) of a C-STORE request with a data set."""
     command = (
-        _implicit(0x00000002, b"1.2.840.10008.5.1.4.1.1.1.1\0") + _implicit(0x00000100, struct.pack("<H", 1))
-        + _implicit(0x00000110, struct.pack("<H", 1)) + _implicit(0x00000700, struct.pack("<H", 0))
-        + _implicit(0x00000800, struct.pack("<H", 0)) + _implicit(0x00001000, b"1.2.3.4 ")
+        implicit_element(0x00000002, b"1.2.840.10008.5.1.4.1.1.1.1\0") + implicit_element(0x00000100, struct.pack("<H", 1))
+        + implicit_element(0x00000110, struct.pack("<H", 1)) + implicit_element(0x00000700, struct.pack("<H", 0))
+        + implicit_element(0x00000800, struct.pack("<H", 0)) + implicit_element(0x00001000, b"1.2.3.4 ")
     )  # fmt: skip
-    command = _implicit(0x00000000, struct.pack("<I", len(command))) + command
+    command = implicit_element(0x00000000, struct.pack("<I", len(command))) + command
 
     def pdu(fragment: bytes, control: int) -> bytes:
         return struct.pack(">BBIIBB", 4, 0, len(fragment) + 6, len(fragment) + 2, 1, control) + fragment
@@ -201,6 +146,89 @@ def attack_stow(service: Service, contents: Iterator[bytes]) -> Counter[str]:
                 statuses[str(client.post("/dicom-web/studies", content=body, headers=headers).status_code)] += 1
             except httpx.HTTPError as error:
                 statuses[type(error).__name__] += 1
+    return statuses
+
+
+@contextlib.contextmanager
+def dicomweb_server(contents: Sequence[bytes]) -> Iterator[str]:
+    """Serve files as the instances of a study, whatever UIDs they state, and yield the address of the server."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, _, query = self.path.partition("?")
+            name = path.rpartition("/")[2]
+            found = {
+                "studies": [{"0020000D": PULLED_STUDY}],
+                "series": [{"0020000E": PULLED_SERIES, "00080060": "DX"}],
+                "instances": [{"00080018": f"1.2.3.{number}"} for number in range(len(contents))],
+            }.get(name)
+            if found is None:
+                content = contents[int(name.rpartition(".")[2])]
+                head = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n"
+                body = head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
+                content_type = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
+            else:
+                offset = int(dict(parse_qsl(query)).get("offset", 0))
+                vrs = {"00080060": "CS"}
+                page = [
+                    {tag: {"vr": vrs.get(tag, "UI"), "Value": [value]} for tag, value in each.items()}
+                    for each in found[offset:]
+                ]
+                body, content_type = json.dumps(page).encode(), "application/dicom+json"
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join(REQUEST_SECONDS)
+
+
+def attack_pull(service: Service, contents: Sequence[bytes]) -> Counter[str]:
+    """Let `pneumoscope pull` retrieve files from a DICOMweb server into the service, and return the number by outcome."""
+    with dicomweb_server(contents) as url:
+        configuration = service.folder / "pull.toml"
+        configuration.write_text(f'[[sources]]\nname = "archive"\nurl = "{url}"\n')
+        pull = [
+            sys.executable, "-m", "pneumoscope", "pull", "--dicom-config", str(configuration), "--from", "archive",
+            "--study", PULLED_STUDY, "--service", service.url, "--json",
+        ]  # fmt: skip
+        ran = subprocess.run(pull, capture_output=True, text=True, check=False, timeout=PULL_SECONDS)
+    try:
+        report = json.loads(ran.stdout)
+    except json.JSONDecodeError:
+        return Counter({f"exit status {ran.returncode}: {ran.stderr.strip()[-200:]}": 1})
+    return Counter({"stored": report["instances"], "failed": report["failed_instances"]})
+
+
+def attack_retrieve(service: Service, contents: Sequence[bytes]) -> Counter[str]:
+    """Retrieve the metadata and the frame of stored images with WADO-RS, and return the number of responses by status.
+
+    Their addresses have the UIDs that the service gives them in a search.
+    """
+    statuses: Counter[str] = Counter()
+    with httpx.Client(base_url=f"{service.url}/dicom-web", timeout=REQUEST_SECONDS) as client:
+        for content in contents:
+            study = read_header(content).StudyInstanceUID
+            found = client.get("/instances", params={"StudyInstanceUID": study, "Modality": "DX"}).json()
+            for each in found:
+                series, instance = (each[tag]["Value"][0] for tag in ("0020000E", "00080018"))
+                for rest in ("metadata", "frames/1", "rendered"):
+                    path = f"/studies/{study}/series/{series}/instances/{instance}/{rest}"
+                    try:
+                        statuses[str(client.get(path).status_code)] += 1
+                    except httpx.HTTPError as error:
+                        statuses[type(error).__name__] += 1
     return statuses
 
 
@@ -388,6 +416,11 @@ def attack(folder: Path, model: Path | None, inputs: int, seed: int, out: Path) 
         document["PDUs"] = attack_pdus(service, inputs - 2 * third, seed, content)
         document["hostile values"] = attack_store(service, iter(hostile_values()))
         document["header bombs by STOW-RS"] = attack_stow(service, iter(header_bombs().values()))
+        bombs = [image_bomb(BOMB_ITEMS, level=800 + number) for number in range(IMAGE_BOMBS)]
+        pulled = [*bombs, *header_bombs().values()]
+        document["bombs by pull"] = attack_pull(service, pulled)
+        wait_until(lambda: not _waiting(service), 600)  # a search finds images that are predicted
+        document["stored bombs by WADO-RS"] = attack_retrieve(service, bombs)
         document["limits"] = attack_limits(service)
         document["seconds"] = time.monotonic() - start
         document["header seconds"] = {name: header_seconds(bomb) for name, bomb in header_bombs().items()}
@@ -433,6 +466,12 @@ def attack(folder: Path, model: Path | None, inputs: int, seed: int, out: Path) 
         problems.append("an instance was not answered")
     if any(not status.isdigit() or status.startswith("5") for status in document["STOW-RS"]):
         problems.append("STOW-RS answered with a server error")
+    if document["bombs by pull"]["stored"] + document["bombs by pull"]["failed"] != len(pulled):
+        problems.append("a pull ended early")
+    if not document["stored bombs by WADO-RS"]:
+        problems.append("no bomb is stored")
+    if not {*document["stored bombs by WADO-RS"]} <= {"200", "404", "422"}:
+        problems.append("WADO-RS did not answer, or with a server error")
     document["TLS"] = attack_tls(folder, model)
     if "accepted" in {*document["TLS"].values(), *document["limits"].values()}:
         problems.append("an untrusted client was accepted")
@@ -458,11 +497,21 @@ def to_markdown(document: dict[str, Any], inputs: int, seed: int, command: str) 
     """Return the results as Markdown."""
     lines = [
         f"{inputs:,} mutated DICOM files and PDUs, header bombs, hostile values, silent and untrusted clients, sent to the DICOM"
-        f" port and STOW-RS of `pneumoscope serve` ({__version__}), seed {seed}, in {document['seconds']:.0f} s. Result:"
+        f" port and STOW-RS of `pneumoscope serve`, pulled into it"
+        f" and retrieved from it ({__version__}), seed {seed}, in {document['seconds']:.0f} s. Result:"
         f" {'; '.join(document['problems']) or 'no crash, no leak, nothing left'}.\n",
         "| attack | outcomes |\n| --- | --- |",
     ]
-    for name in ("STOW-RS", "C-STORE", "PDUs", "hostile values", "header bombs by STOW-RS"):
+    counted = (
+        "STOW-RS",
+        "C-STORE",
+        "PDUs",
+        "hostile values",
+        "header bombs by STOW-RS",
+        "bombs by pull",
+        "stored bombs by WADO-RS",
+    )
+    for name in counted:
         lines.append(f"| {name} | {', '.join(f'{key}: {count:,}' for key, count in sorted(document[name].items()))} |")
     for name in ("limits", "TLS"):
         lines += [f"| {key} | {value} |" for key, value in document[name].items()]

@@ -58,10 +58,10 @@ def simulate(n: int, folds: int, repeats: int, seed: int) -> Rates:
         accuracies, correct = np.zeros((2, folds)), np.zeros((2, n), dtype=bool)
         for fold, (train, test) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=repeat).split(x, y)):
             for recipe, columns in enumerate((slice(FEATURES), slice(FEATURES, 2 * FEATURES))):
-                weights, constant = _classifier(x[train, columns], y[train])
+                weights, constant = fit_classifier(x[train, columns], y[train])
                 correct[recipe, test] = (x[test, columns] @ weights + constant > 0) == y[test]
                 accuracies[recipe, fold] = correct[recipe, test].mean()
-                truths.append(_expected_accuracy(weights, constant))
+                truths.append(expected_accuracy(weights, constant))
         alarms += _significant(accuracies, correct, ratio)
         intervals.append(folds_mean(accuracies[0], ratio, n=n))
     truth = float(np.mean(truths))
@@ -83,7 +83,7 @@ def _significant(accuracies: FloatArray, correct: npt.NDArray[np.bool_], ratio: 
     ]
 
 
-def _classifier(x: FloatArray, y: npt.NDArray[np.bool_]) -> tuple[FloatArray, float]:
+def fit_classifier(x: FloatArray, y: npt.NDArray[np.bool_]) -> tuple[FloatArray, float]:
     """Return the weights and the constant of Fisher's discriminant with a ridge."""
     means = [x[y == label].mean(axis=0) for label in (True, False)]
     within = x - np.where(y[:, None], *means)
@@ -91,7 +91,7 @@ def _classifier(x: FloatArray, y: npt.NDArray[np.bool_]) -> tuple[FloatArray, fl
     return weights, float(-weights @ (means[0] + means[1]) / 2)
 
 
-def _expected_accuracy(weights: FloatArray, constant: float) -> float:
+def expected_accuracy(weights: FloatArray, constant: float) -> float:
     """Return the accuracy of a classifier on infinitely many images."""
     length = np.linalg.norm(weights)
     return float((stats.norm.cdf(-constant / length) + stats.norm.cdf((SHIFT * weights.sum() + constant) / length)) / 2)

@@ -147,7 +147,8 @@ def conformance_page() -> str:
                 (
                     f"{commitment.UNKNOWN_REPORT:04X}",
                     "the transaction is not the last one for its objects at this peer, an object was not requested or is in"
-                    " both lists, or the information cannot be read",
+                    f" both lists, or the information cannot be read, is longer than {commitment.MAX_REPORT_BYTES // 1024} KiB or"
+                    f" is about more than {commitment.MAX_OBJECTS} objects",
                 ),
                 (f"{PROCESSING_FAILURE:04X}", "not recorded: the storage is unavailable"),
             ),

@@ -18,7 +18,13 @@ USERS = {
     "6": {"roles": "radiology"},
     "7": {"preferred_username": "no.role", "roles": [None, 3, {"a": 1}]},
     "8": {"preferred_username": "single", "roles": "radiology"},
-}
+    "9": {
+        "preferred_username": "nested",
+        "realm_access": {"roles": ["radiology"]},
+        "https://clinic.example/roles": ["radiology"],
+    },
+    "10": {"preferred_username": "no.member", "realm_access": 3},
+}  # fmt: skip
 PROVIDER = """
 import json, sys
 import oidc_provider_mock as provider

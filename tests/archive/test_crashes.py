@@ -126,7 +126,7 @@ def test_killed_decode_workers_cost_nothing(
         draw = random.Random(6)
         # Two: a worker that is killed at all of its three starts is an error.
         while len(killed) < 2 and not stopped.wait(draw.uniform(0.5, 1.5)):
-            workers = _children(os.getpid())
+            workers = child_processes(os.getpid())
             if workers:
                 os.kill(victim := draw.choice(workers), signal.SIGKILL)
                 killed.append(victim)
@@ -144,7 +144,7 @@ def test_killed_decode_workers_cost_nothing(
     assert_complete(out, undisturbed)
 
 
-def _children(parent: int) -> list[int]:
+def child_processes(parent: int) -> list[int]:
     """Return the processes that this one started to decode."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):

@@ -35,14 +35,14 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket="archive")
     server.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    readers._file_system.cache_clear()
+    readers.file_system.cache_clear()
     system = gcsfs.GCSFileSystem(token="anon")
     for path in draw_images(tmp_path / "images", 11).iterdir():
         system.pipe_file(f"archive/chest/{path.name}", path.read_bytes())
     system.pipe_file("archive/elsewhere.png", b"")
     yield "gs://archive/chest"
     server.stop()
-    readers._file_system.cache_clear()
+    readers.file_system.cache_clear()
     gcsfs.GCSFileSystem.clear_instance_cache()
 
 
@@ -59,7 +59,7 @@ def test_a_bucket_of_google_has_the_predictions_of_a_folder(tmp_path: Path, buck
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
 def test_a_missing_client_is_named() -> None:
-    readers._file_system.cache_clear()
+    readers.file_system.cache_clear()
     with pytest.raises(UsageError, match=r"'gs://archive/chest' cannot be read: .*gcsfs") as error:
         list(open_source("gs://archive/chest").images())
     assert "Install the package that the message names" in error.value.hint

@@ -88,7 +88,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyStore]:
 
 
 def forget_clients() -> None:
-    readers._file_system.cache_clear()
+    readers.file_system.cache_clear()
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()

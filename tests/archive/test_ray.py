@@ -178,7 +178,7 @@ def tasks() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (path / "cmdline").read_bytes().startswith(b"ray::_score") and (
+            if (path / "cmdline").read_bytes().startswith(b"ray::score_in_worker") and (
                 ENVIRONMENT["RAY_AUTH_TOKEN"].encode() in (path / "environ").read_bytes()
             ):
                 found.append(int(path.name))
@@ -218,8 +218,8 @@ def test_one_command_without_a_cluster_gives_the_files_of_the_local_engine(
 
 INTRUDER = """
 import os, subprocess, sys
-from pneumoscope.archive.ray_engine import _connected
-with _connected(""):
+from pneumoscope.archive.ray_engine import connected_to_ray
+with connected_to_ray(""):
     import ray
     address = ray.get_runtime_context().gcs_address
     code = f"import ray; ray.init(address={address!r}, log_to_driver=False); print('connected')"
@@ -327,7 +327,7 @@ def test_the_reason_of_a_failed_connection_is_stated(
     monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionAbortedError(message)))
     with (
         pytest.raises(UsageError, match=f"Ray cannot reach an engine on this machine: .*{reason}$"),
-        ray_engine._connected(""),
+        ray_engine.connected_to_ray(""),
     ):
         pass
 
@@ -424,7 +424,7 @@ def test_a_model_whose_files_were_replaced_while_the_run_began_scores_nothing(so
     package = pack_model({"bundle": bundle})
     job = ray_engine.RayJob(package, LocalReader(str(source)), "another", identifiers=True, heatmaps=False)
     for _ in range(2):  # a worker process that has failed once does not keep the model
-        answer = ray_engine._score(job, ListedShard(0, 0, ("0000.png",)))
+        answer = ray_engine.score_in_worker(job, ListedShard(0, 0, ("0000.png",)))
         assert "the files of the model changed while the run began" in str(answer)
 
 

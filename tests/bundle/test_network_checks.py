@@ -107,9 +107,9 @@ def test_number_of_nodes_and_bytes_is_limited(monkeypatch):
 
 def test_fields_match_the_onnx_library():
     model = onnx.load_from_string(PLAIN)
-    (graph,) = [value for number, value in network_checks._fields(memoryview(PLAIN)) if number == 7]
-    nodes = [value for number, value in network_checks._fields(graph) if number == 1]
-    weights = [value for number, value in network_checks._fields(graph) if number == 5]
+    (graph,) = [value for number, value in network_checks.message_fields(memoryview(PLAIN)) if number == 7]
+    nodes = [value for number, value in network_checks.message_fields(graph) if number == 1]
+    weights = [value for number, value in network_checks.message_fields(graph) if number == 5]
     assert [bytes(node) for node in nodes] == [node.SerializeToString() for node in model.graph.node]
     assert [bytes(tensor) for tensor in weights] == [tensor.SerializeToString() for tensor in model.graph.initializer]
 

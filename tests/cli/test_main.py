@@ -309,7 +309,7 @@ main()
 
 def run_without(extras: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a command in a process that cannot import the modules of some extras."""
-    blocked = ",".join(name for extra in extras for name in module._EXTRAS[extra])
+    blocked = ",".join(name for extra in extras for name in module.EXTRAS[extra])
     return run_python("-c", BLOCK_MODULES, blocked, *map(str, arguments))
 
 
@@ -400,12 +400,12 @@ def distribution_of(requirement: str) -> str:
 
 @pytest.mark.training  # needs the distributions of all extras
 def test_modules_of_extras_match_pyproject() -> None:
-    """Every distribution of an extra has a module in `_EXTRAS`, so that the error names the extra."""
+    """Every distribution of an extra has a module in `EXTRAS`, so that the error names the extra."""
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
     known = packages_distributions()
     for extra in ("train", "evaluate"):
         requirements = {distribution_of(each) for each in project["optional-dependencies"][extra]}
-        mapped = {known[name][0].lower() for name in module._EXTRAS[extra]}
+        mapped = {known[name][0].lower() for name in module.EXTRAS[extra]}
         assert requirements - {"pneumoscope"} <= mapped
 
 

@@ -185,7 +185,7 @@ def test_an_existing_csv_file_is_replaced_with_force_only(
     table = Path("labels.csv")
     table.write_text("path,label\n")
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "_predict_batch", lambda *_: pytest.fail("an image was scored"))
+        patch.setattr(Model, "predict_many", lambda *_, **__: pytest.fail("an image was scored"))
         error = invoke(bundle, "images/a.png", "--csv", table).exception
     assert isinstance(error, UsageError)
     assert str(error) == "'labels.csv' exists. Choose another file with --csv, or replace this one with --force"
@@ -620,7 +620,7 @@ def test_missing_bundle_and_unknown_operating_point_are_usage_errors(
 def test_unwritable_csv_is_reported_before_images_are_scored(
     bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "_predict_batch", lambda *_: pytest.fail("an image was scored"))
+    monkeypatch.setattr(Model, "predict_many", lambda *_, **__: pytest.fail("an image was scored"))
     (images.parent / "file").touch()
     status, out, err = run_command(bundle, "images", "--csv", "file/table.csv")
     assert (status, out) == (1, "")

@@ -18,7 +18,7 @@ from pneumoscope.bundle.bundle_folder import read_bundle
 from pneumoscope.bundle.evidence import EVIDENCE
 from pneumoscope.bundle.model_card import model_card
 from pneumoscope.cli import cli, run_and_exit
-from pneumoscope.cli.train import _summary
+from pneumoscope.cli.train import run_summary
 from pneumoscope.core.errors import DatasetError
 from pneumoscope.data.phantoms import write_phantoms
 from pneumoscope.runs.recipe_files import read_recipe
@@ -171,8 +171,10 @@ def test_options_are_passed_to_train(train, images, maker, tmp_path, monkeypatch
 def test_selected_epoch_is_stated_with_the_reason(maker):
     record = read_run(maker.run("x"))
     last = msgspec.structs.replace(record, recipe={"name": "x", "training": {"seed": 0, "select": "last"}})
-    assert _summary(record, "").startswith("x: best epoch 2 of 2 (training.select = accuracy), validation accuracy")
-    assert _summary(last, "").startswith("x: last epoch, 2 of 2 (training.select = last), validation accuracy 0.7800")
+    assert run_summary(record, "").startswith("x: best epoch 2 of 2 (training.select = accuracy), validation accuracy")
+    assert run_summary(last, "").startswith(
+        "x: last epoch, 2 of 2 (training.select = last), validation accuracy 0.7800"
+    )
 
 
 @pytest.mark.parametrize(

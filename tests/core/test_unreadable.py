@@ -107,7 +107,7 @@ def test_supported_formats_of_the_hint_are_those_that_are_decoded():
     from pneumoscope.imaging import decode
 
     hint = reason_hint(UnreadableReason("not_an_image", {"bytes": 9}))
-    assert hint.partition(": ")[2].split(", ") == [*decode._FORMATS, "DICOM"]
+    assert hint.partition(": ")[2].split(", ") == [*decode.FORMATS, "DICOM"]
 
 
 def test_error_and_its_failure_have_the_reason_and_its_text():

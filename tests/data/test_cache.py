@@ -72,10 +72,9 @@ def files(cache):
 
 
 @pytest.mark.parametrize("chunk", [256, 4])
-def test_images_are_in_the_requested_order(root, images, monkeypatch, chunk):
-    monkeypatch.setattr(module, "_CHUNK_IMAGES", chunk)
+def test_images_are_in_the_requested_order(root, images, chunk):
     for order in (images, images[::-1], images[3:6]):
-        prepared = preprocess_images(root, order, SMALL)
+        prepared = preprocess_images(root, order, SMALL, chunk=chunk)
         assert np.array_equal(prepared.pixels[prepared.rows], expected(root, order))
         assert prepared.pixels.dtype == np.uint8
 
@@ -141,12 +140,11 @@ def test_cached_images_are_read_only(root, images):
         prepared.pixels[0] = 0
 
 
-def test_progress_is_reported_only_while_images_are_decoded(root, images, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_IMAGES", 4)
+def test_progress_is_reported_only_while_images_are_decoded(root, images):
     calls = []
 
-    preprocess_images(root, images, SMALL, lambda done, total: calls.append((done, total)))
-    preprocess_images(root, images, SMALL, lambda done, total: calls.append((done, total)))
+    preprocess_images(root, images, SMALL, lambda done, total: calls.append((done, total)), chunk=4)
+    preprocess_images(root, images, SMALL, lambda done, total: calls.append((done, total)), chunk=4)
 
     assert calls == [(4, 10), (8, 10), (10, 10)]
 
@@ -208,12 +206,11 @@ def die(*_):
 
 step, root = sys.argv[1], Path(sys.argv[2])
 images = Manifest.from_csv(Path(sys.argv[3]).read_text(), root, "images.csv").images
-cache._CHUNK_IMAGES = 4
 if step == "before the checksum":
     cache._checksum = die
 if step == "before the rename":
     Path.replace = die
-cache.preprocess_images(root, images, Preprocessing(size=16), die if step == "while decoding" else None)
+cache.preprocess_images(root, images, Preprocessing(size=16), die if step == "while decoding" else None, chunk=4)
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_public_data_set(real_images: Path) -> None:
         assert interval.n == 5856
 
 
-def test_shortcuts_are_noted_in_descending_order():
+def test_shortcuts_are_noted_in_descending_order(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interval(value, low, high):
         return Interval(value, low, high, "delong", 40)
 
@@ -164,11 +165,16 @@ def test_shortcuts_are_noted_in_descending_order():
         "border": interval(0.978, 0.9, 0.995),
         "center_blanked": interval(0.55, 0.5, 0.7),
     }
-    found = list(module._shortcut_notes(shortcuts))
+
+    def notes(measured: dict[str, Interval]) -> list[str]:
+        monkeypatch.setattr(module, "measure_shortcuts", lambda *_, **__: measured)
+        return [note for note in check_data(load_manifest(faulty)).notes if "without the lungs" in note]
+
+    found = notes(shortcuts)
     assert [next(name for name in CONTROLS if CONTROLS[name] in note) for note in found] == ["border", "metadata"]
     assert "has an AUROC of 0.978 (0.900 to 0.995)" in found[0]
     undefined = {name: Interval(None, None, None, "delong", 4, reason="too few") for name in shortcuts}
-    assert not list(module._shortcut_notes(undefined))
+    assert notes(undefined) == []
 
 
 def test_audit_names_the_folder_without_its_parents(faulty: Path) -> None:
@@ -245,12 +251,18 @@ def test_result_depends_on_the_seed_only() -> None:
 
 
 def test_auroc_matches_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = _images("border")
+    images = _images()
     labels = np.array([item.image.positive for item in images])
-    scores = np.random.default_rng(0).random(N) + 0.4 * labels
-    monkeypatch.setattr("pneumoscope.data.check._out_of_fold_scores", lambda *_: scores)
-    for interval in measure_shortcuts(images).values():
-        assert interval.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    seen, auroc_interval = [], module.auroc_interval
+
+    def note(scores: Any, *others: Any) -> Interval:
+        seen.append(scores)
+        return auroc_interval(scores, *others)
+
+    monkeypatch.setattr(module, "auroc_interval", note)
+    found = [interval.value for interval in measure_shortcuts(images).values()]
+    assert found == pytest.approx([roc_auc_score(labels, scores) for scores in seen], abs=1e-12)
+    assert len(set(found)) == len(CONTROLS)
 
 
 def test_too_few_patients_are_undefined() -> None:

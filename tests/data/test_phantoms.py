@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,13 +72,25 @@ def test_patients_have_several_images_and_no_image_occurs_twice(folder: Path) ->
     assert len(set(hashes)) == len(hashes) == 90
 
 
-def test_files_hold_the_drawn_images(folder: Path) -> None:
-    plan = list(module._plan(np.random.Generator(np.random.PCG64(3)), {"train": 60, "test": 30}))
-    item = next(item for item in plan if item.etiology == "virus" and item.image == 1)
-    pixels = decode(folder / item.split / item.label / item.name).pixels
-    drawn = draw_phantom(item.seed, True, etiology="virus", image=1, size=48)
-    assert np.abs(pixels.astype(int) - drawn).mean() < 3  # JPEG
-    with Image.open(folder / item.split / item.label / item.name) as image:
+def test_files_hold_the_drawn_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def draw(seed: int, pneumonia: bool, **options: Any) -> Any:
+        calls.append((seed, pneumonia, options))
+        return draw_phantom(seed, pneumonia, **options)
+
+    monkeypatch.setattr(module, "draw_phantom", draw)
+    write_phantoms(tmp_path, train=60, test=30, seed=3, size=48)
+    seconds = [
+        number
+        for number, (_, pneumonia, options) in enumerate(calls, start=1)
+        if pneumonia and options["etiology"] == "virus" and options["image"] == 1
+    ]
+    (file,) = tmp_path.rglob(f"person*_virus_{seconds[0]}.jpeg")
+    seed, *_ = calls[seconds[0] - 1]
+    drawn = draw_phantom(seed, True, etiology="virus", image=1, size=48)
+    assert np.abs(decode(file).pixels.astype(int) - drawn).mean() < 3  # JPEG
+    with Image.open(file) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "L", (48, 48))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumoscope.cli import _EXTRAS
+from pneumoscope.cli import EXTRAS
 
 _WITHOUT = """
 import sys
@@ -22,7 +22,7 @@ sys.meta_path.insert(0, Absent())
 from pneumoscope.cli import cli, run_and_exit
 run_and_exit(cli, sys.argv[1:])
 """
-_TRAIN, _EVALUATE = set(_EXTRAS["train"]), set(_EXTRAS["evaluate"])
+_TRAIN, _EVALUATE = set(EXTRAS["train"]), set(EXTRAS["evaluate"])
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from pneumoscope.cli import VERBS, monitor
 from pneumoscope.core import errors
-from pneumoscope.imaging.decode import _type_reason
+from pneumoscope.imaging.decode import type_reason
 from pneumoscope.imaging.file_type import FileType
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -63,7 +63,7 @@ def test_every_command_and_error_has_a_section(pages: dict[str, str]) -> None:
 def test_every_exit_status_is_explained(pages: dict[str, str]) -> None:
     section = pages["reference/cli.md"].partition("## Exit status\n")[2].partition("\n## ")[0]
     of_errors = {getattr(errors, name).exit_status for name in errors.__all__}
-    assert set(map(int, re.findall(r"^\| (\d+) \|", section, re.MULTILINE))) == {0, monitor._ALARM, 130} | of_errors
+    assert set(map(int, re.findall(r"^\| (\d+) \|", section, re.MULTILINE))) == {0, monitor.ALARM, 130} | of_errors
 
 
 def test_every_error_has_an_example_unless_it_is_only_a_base_class(pages: dict[str, str]) -> None:
@@ -112,4 +112,4 @@ def test_types_of_unsupported_files_are_those_that_the_error_states(pages: dict[
     types = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert {"gif", "zip", "dicomdir"} <= set(types)
     assert not {"unknown", "special_file"} & set(types)
-    assert not [each for each in types if _type_reason(FileType(each, "other"), 1).code != "unsupported_file_type"]
+    assert not [each for each in types if type_reason(FileType(each, "other"), 1).code != "unsupported_file_type"]

@@ -69,16 +69,16 @@ def test_card_has_a_section_for_each_measurement_of_validation_images(
 
 def test_measurements_are_resumed(finished: Callable[..., Path], images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = finished()
-    measure = module._MEASUREMENTS["shortcuts"]
+    measure = module.MEASUREMENTS["shortcuts"]
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(module._MEASUREMENTS, "shortcuts", interrupted)
+    monkeypatch.setitem(module.MEASUREMENTS, "shortcuts", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure_evidence([run], images)
     first = (run / "bundle/evidence/robustness.json").stat().st_mtime_ns
-    monkeypatch.setitem(module._MEASUREMENTS, "shortcuts", measure)
+    monkeypatch.setitem(module.MEASUREMENTS, "shortcuts", measure)
     measure_evidence([run], images)
     assert (run / "bundle/evidence/robustness.json").stat().st_mtime_ns == first
     assert (run / "bundle/evidence/shortcuts.json").is_file()
@@ -120,7 +120,7 @@ def test_command_of_a_run_keeps_words_of_its_path() -> None:
 def test_data_are_checked_once_for_several_runs(
     maker: Any, finished: Callable[..., Path], images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MEASUREMENTS", {})
+    monkeypatch.setattr(module, "MEASUREMENTS", {})
     other = maker.run("other")
     log: list[str] = []
     measure_evidence([finished(), other], images, log=log.append)

@@ -14,7 +14,6 @@ from tests.processes import started
 
 from pneumoscope.core.errors import StorageError
 from pneumoscope.core.files import locked
-from pneumoscope.evaluation import ledger as module
 from pneumoscope.evaluation.ledger import default_ledger, record_evaluation
 
 
@@ -108,14 +107,13 @@ def test_full_disk_is_reported(tmp_path, monkeypatch):
     assert (tmp_path / "ledger.jsonl").read_bytes() == b""
 
 
-def test_locked_ledger_is_reported_and_nothing_is_appended(tmp_path, monkeypatch):
+def test_locked_ledger_is_reported_and_nothing_is_appended(tmp_path):
     ledger = tmp_path / "ledger.jsonl"
-    monkeypatch.setattr(module, "_LOCK_TIMEOUT", 0.2)
     with (
         locked(tmp_path / ".ledger.jsonl.lock", StorageError("held")),
         pytest.raises(StorageError, match=r"ledger.jsonl' has been locked by another process for 0 s. Try again"),
     ):
-        record_evaluation(ledger, {"images_sha256": "a"})
+        record_evaluation(ledger, {"images_sha256": "a"}, lock_timeout=0.2)
     assert not ledger.exists()
     assert record_evaluation(ledger, {"images_sha256": "a"}) == 1
 

@@ -69,7 +69,7 @@ def wait_until_exited(pids: list[int], seconds: float = 60) -> None:
 
 
 def pids(pool: DecodePool) -> list[int]:
-    return [worker._process.pid for worker in pool._idle]
+    return pool.idle_pids
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +384,7 @@ from pathlib import Path
 from pneumoscope.imaging.sandbox.pool import DecodePool
 pool = DecodePool(2, preload=["tests.imaging.hostile_codec"])
 pool.start()
-print(*(worker._process.pid for worker in pool._idle), flush=True)
+print(*pool.idle_pids, flush=True)
 pool.decode(Path(sys.argv[1]))
 for action in sys.argv[2:]:
     threading.Thread(target=pool.decode, args=[b"BM" + bytes(8) + action.encode()], daemon=True).start()
@@ -444,7 +444,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(monkeypatch: pytest
     monkeypatch.setattr(WorkerProcess, "is_alive", True)  # it is killed after the pool has looked
     with DecodePool(1) as pool:
         pool.start()
-        os.kill(pool._idle[0]._process.pid, signal.SIGKILL)
+        os.kill(pool.idle_pids[0], signal.SIGKILL)
         assert np.array_equal(pool.decode(png()).pixels, GRAY)
 
 

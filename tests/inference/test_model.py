@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 from pydicom import Dataset
@@ -36,8 +37,9 @@ from pneumoscope.core.prediction import ImageInfo, PatientAge, Prediction, Rejec
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.preprocess import preprocess
 from pneumoscope.inference import image_loader
-from pneumoscope.inference.model import load_model
+from pneumoscope.inference.model import Model, load_model
 from pneumoscope.inference.saliency import render_heatmap
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.inference.writers import iter_json, to_dataframe
 
 
@@ -241,7 +243,7 @@ def test_predictions_become_a_dataframe(model, tmp_path):
 # --- heatmaps --------------------------------------------------------------------------------------------------------
 
 
-def test_explanations_have_the_same_predictions_in_order(model, tmp_path):
+def test_explanations_have_the_same_predictions_in_order(model, bundle, tmp_path):
     """The first picture equals that of `render_heatmap` for this image alone."""
     images = [png(165, 40, 60), b"", png(90), halves(130), tmp_path / "gone.png"]
 
@@ -250,7 +252,7 @@ def test_explanations_have_the_same_predictions_in_order(model, tmp_path):
     assert [prediction for prediction, _ in explained] == list(model.predict_many(images))
     assert [picture is None for _, picture in explained] == [False, True, False, False, True]
     image = decode(images[0])
-    outputs = model._session.outputs(preprocess(image, model.card.preprocessing)[None], heatmaps=True)
+    outputs = BundleSession.load(bundle).outputs(preprocess(image, model.card.preprocessing)[None], heatmaps=True)
     assert explained[0][1] == render_heatmap(
         image,
         outputs.heatmap[0],
@@ -288,8 +290,9 @@ def test_limits_on_the_card_reject_images(maker):
 
 
 def test_missing_heatmaps_are_reported_before_any_image_is_read(maker, monkeypatch):
-    model = load_model(maker.bundle(maker.root / "plain"))
-    monkeypatch.setattr(model._session, "has_heatmaps", False)
+    session = BundleSession.load(maker.bundle(maker.root / "plain"))
+    monkeypatch.setattr(session, "has_heatmaps", False)
+    model = Model(session)
     with pytest.raises(BundleError, match=r"network of bundle 'gray' .* has no heatmaps"):
         model.explain_many(iter(lambda: pytest.fail("an image was asked for"), None))
 
@@ -376,14 +379,13 @@ def test_batch_predictions_equal_single_predictions(model):
 
 def test_closing_the_stream_cancels_pending_work(model, monkeypatch):
     started = []
-    batch = model._predict_batch
 
-    def slow(images, pool, **_):
+    def slow(*arguments, **options):
         started.append(threading.current_thread())
         time.sleep(0.1)
-        return batch(images, pool)
+        return decode(*arguments, **options)
 
-    monkeypatch.setattr(model, "_predict_batch", slow)
+    monkeypatch.setattr(image_loader, "decode", slow)
     stream = model.predict_many([png(1)] * 50, batch_size=1, workers=1)
     next(stream)
     stream.close()
@@ -404,21 +406,24 @@ def test_images_are_decoded_concurrently(model, monkeypatch):
     assert len(list(model.predict_many([png(1)] * 8, batch_size=1, workers=4))) == 8
 
 
-def test_other_errors_propagate(model, monkeypatch):
+def test_other_errors_propagate(bundle, monkeypatch):
+    session = BundleSession.load(bundle)
+
     def fail(*_, **__):
         raise MemoryError("no more")
 
-    monkeypatch.setattr(model._session, "outputs", fail)
+    monkeypatch.setattr(session, "outputs", fail)
     with pytest.raises(MemoryError, match="no more"):
-        list(model.predict_many([png(1)] * 9, batch_size=1))
+        list(Model(session).predict_many([png(1)] * 9, batch_size=1))
 
 
-def test_network_sees_the_preprocessed_image(model, tmp_path):
+def test_network_sees_the_preprocessed_image(model, bundle, tmp_path):
+    session = BundleSession.load(bundle)
     path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70), np.uint8)).save(path)
-    logit = model._session.logits(preprocess(decode(path), model.card.preprocessing)[None])
+    logit = session.logits(preprocess(decode(path), model.card.preprocessing)[None])
 
-    assert model.predict(path).probability == pytest.approx(float(model._session.probability(logit)[0]), abs=1e-12)
+    assert model.predict(path).probability == pytest.approx(float(session.probability(logit)[0]), abs=1e-12)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -430,11 +435,18 @@ def test_run_folder_loads_its_bundle(maker):
     assert pneumoscope.load_model(run).facts == pneumoscope.load_model(str(run / "bundle")).facts
 
 
-def test_package_exports_load_model(bundle):
+def test_package_exports_load_model(bundle, monkeypatch):
+    threads, open_session = [], onnxruntime.InferenceSession
+
+    def note(network, options, **others):
+        threads.append(options.intra_op_num_threads)
+        return open_session(network, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", note)
     model = pneumoscope.load_model(bundle, operating_point="rule_in", threads=1)
 
     assert model.point is model.card.operating_points["rule_in"]
-    assert model._session._session.get_session_options().intra_op_num_threads == 1
+    assert threads == [1]
 
 
 def test_included_model_can_be_named(monkeypatch, tmp_path):

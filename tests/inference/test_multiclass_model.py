@@ -23,7 +23,7 @@ from pneumoscope.core.prediction_codes import DECISIONS
 from pneumoscope.core.prediction_messages import prediction_message
 from pneumoscope.inference.model import load_model
 from pneumoscope.inference.multiclass_decision import decide_class
-from pneumoscope.inference.multiclass_model import load_multiclass_model, relative_to_others
+from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model, relative_to_others
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.inference.writers import iter_csv, iter_json, to_dataframe
 
@@ -134,10 +134,11 @@ def test_contribution_to_all_logits_alike_is_none():
     np.testing.assert_array_equal(relative_to_others(maps[:2], 0), maps[0] - maps[1])  # two classes: the log odds
 
 
-def test_missing_heatmaps_are_an_error(model, monkeypatch):
-    monkeypatch.setattr(model._network, "has_heatmaps", False)
+def test_missing_heatmaps_are_an_error(bundle, monkeypatch):
+    session = MulticlassSession.load(bundle)
+    monkeypatch.setattr(session, "has_heatmaps", False)
     with pytest.raises(BundleError, match="has no heatmaps"):
-        model.explain(halves(200))
+        MulticlassModel(session).explain(halves(200))
 
 
 @pytest.mark.parametrize(

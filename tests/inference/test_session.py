@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -375,9 +375,16 @@ def test_import_does_not_import_onnx_runtime():
     ("name", "values", "message"),
     [("logit", [np.nan], "not finite"), ("logit", [1.0, 2.0], "2,"), ("input_classes", [[0.5, 0.5, 0.0]], r"\(1, 3\)")],
 )
-def test_outputs_of_wrong_shape_or_not_finite_are_rejected(session, monkeypatch, name, values, message):
-    monkeypatch.setattr(session, "_session", SimpleNamespace(run=lambda names, _: [np.array(values, np.float32)]))
-    monkeypatch.setattr(session, "_output_names", [name])
+def test_outputs_of_wrong_shape_or_not_finite_are_rejected(maker, monkeypatch, name, values, message):
+    session = BundleSession.load(maker.bundle(maker.root / "bundle", rejection_limits=LIMITS))
+    run = onnxruntime.InferenceSession.run
+
+    def run_with_fault(self, names, feed):
+        outputs = dict(zip(names, run(self, names, feed), strict=True))
+        assert name in outputs
+        return list((outputs | {name: np.array(values, np.float32)}).values())
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", run_with_fault)
     with pytest.raises(BundleError, match=message):
         session.outputs(flat(100).pixels[None])
 

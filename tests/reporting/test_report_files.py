@@ -30,7 +30,7 @@ from pneumoscope.reporting.report_files import ReportFiles, make_report
 from pneumoscope.reporting.report_files import report as make_named_report
 from pneumoscope.reporting.run_data import load_run_data
 from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
-from pneumoscope.reporting.tables import _reliability, comparison_tables, flow_table
+from pneumoscope.reporting.tables import comparison_tables, flow_table, reliability_table
 from pneumoscope.runs.evaluations import read_evaluation
 from pneumoscope.statistics.calibration import reliability_bins
 
@@ -388,7 +388,7 @@ def test_every_latex_table_of_a_report_with_sentences_has_widths(report: ReportF
 def test_bins_of_nearly_equal_probabilities_have_different_ranges() -> None:
     bins = reliability_bins([0.1, 0.99912, 0.99948], [False, True, True], bins=3)
     run: Any = SimpleNamespace(summary=SimpleNamespace(name="a"), evaluation=SimpleNamespace(reliability=bins))
-    table = _reliability([run])
+    table = reliability_table([run])
     for text in (to_markdown(table), to_latex(table)):
         assert [f"0.{digits}" in text for digits in ("1000", "9991", "9995")] == [True] * 3
     assert "0.99912" in to_csv(table)
@@ -400,7 +400,7 @@ def test_decimals_of_bins_are_chosen_for_each_run_and_bounded() -> None:
             SimpleNamespace(summary=SimpleNamespace(name=name), evaluation=SimpleNamespace(reliability=each))
             for name, each in zip("ab", bins, strict=False)
         ]
-        return _reliability(runs)
+        return reliability_table(runs)
 
     first = reliability_bins([0.1, 0.5, 0.9], [False, True, True], bins=3)
     second = reliability_bins([0.1 + 1e-9, 0.5, 0.9], [False, True, True], bins=3)

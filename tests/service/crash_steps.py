@@ -217,7 +217,7 @@ def request_commitment(repository, number, step):
 
 def pacs_file(repository):
     """Return the file that stands for a PACS, beside the data directory."""
-    return repository.storage.blobs._staging.parent.parent / "pacs.txt"
+    return repository.storage.folder.parent / "pacs.txt"
 
 
 def recover(repository, number, step):

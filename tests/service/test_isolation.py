@@ -9,6 +9,7 @@ from pneumoscope.cli.serve import command
 from pneumoscope.core.errors import DecodeCrashedError, DecodeMemoryError, DecodeTimeoutError, UsageError
 from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 from pneumoscope.inference.model import Model
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.service.app import create_app
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -24,8 +25,8 @@ def pool():
 
 
 @pytest.fixture
-def isolated(model, pool):
-    app = create_app(Model(model._session, pool=pool), PredictionRepository(None))
+def isolated(bundle, pool):
+    app = create_app(Model(BundleSession.load(bundle), pool=pool), PredictionRepository(None))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as opened:
         yield opened
 

@@ -32,10 +32,9 @@ def test_readiness_is_checked_once_a_second_and_the_result_is_reused(model, monk
 
 
 @pytest.mark.slow
-def test_locked_database_is_not_ready(model, tmp_path, monkeypatch):
+def test_locked_database_is_not_ready(model, tmp_path):
     repository = PredictionRepository(tmp_path / "data")
-    monkeypatch.setattr("pneumoscope.service.predictions._CHECK_SECONDS", 0)
-    readiness = Readiness(model, repository)
+    readiness = Readiness(model, repository, check_seconds=0)
     readiness.check()
     with (
         repository.engine.connect().execution_options(writes=True) as other,

@@ -168,10 +168,10 @@ def test_memory_is_released_when_the_response_begins():
         scope = {"type": "http", "method": "POST", "path": "/v1/predictions", "headers": []}
         task = asyncio.ensure_future(limits(scope, receive, send))
         await asyncio.sleep(0.05)
-        held = limits._total
+        held = limits.held_bytes
         slow.set()
         await task
-        return held, limits._total
+        return held, limits.held_bytes
 
     assert asyncio.run(asyncio.wait_for(answered(), 60)) == (0, 0)
 
@@ -189,7 +189,7 @@ def test_bodies_in_progress_share_a_limit(port, limits):
         for other in others:
             other.sendall(begun)
         end = time.monotonic() + 60
-        while limits._total < 18:
+        while limits.held_bytes < 18:
             assert time.monotonic() < end, "the others were not received"
             time.sleep(0.01)
         status, words = exchange(port, begun)

@@ -28,7 +28,7 @@ from tests.service.conftest import TOKEN, dicom, fetch, images, insert_token_of_
 
 from pneumoscope.cli import cli, run_and_exit
 from pneumoscope.core.errors import UsageError
-from pneumoscope.service.server import _listen
+from pneumoscope.service.server import open_listener
 
 
 def post(client, *levels):
@@ -217,7 +217,7 @@ def test_unusable_database_or_address_is_reported_before_a_database_is_created(b
     ],
 )
 def test_address_that_cannot_be_listened_on_is_an_error(host, words):
-    with pytest.raises(UsageError) as caught, _listen(host, 0):
+    with pytest.raises(UsageError) as caught, open_listener(host, 0):
         pass
     assert words in f"{caught.value.message}. {caught.value.hint}"
 

@@ -10,7 +10,6 @@ from fastapi.testclient import TestClient
 from tests.service.conftest import png, post
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.service import time_zone
 from pneumoscope.service.app import create_app
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -56,8 +55,7 @@ def test_time_zone_of_the_machine_is_used_if_it_has_a_name(monkeypatch, tmp_path
         localtime.write_bytes(b"TZif")
     else:
         localtime.symlink_to(link)
-    monkeypatch.setattr(time_zone, "_LOCALTIME", localtime)
-    assert find_time_zone("").key == expected
+    assert find_time_zone("", localtime=localtime).key == expected
 
 
 @pytest.mark.slow

@@ -66,6 +66,6 @@ def test_expected_accuracy_of_the_simulation_is_that_on_new_images():
     y = np.arange(200_000) % 2 == 0
     x = generator.normal(size=(len(y), simulation.FEATURES))
     x[y] += simulation.SHIFT
-    weights, constant = simulation._classifier(x[:100], y[:100])
+    weights, constant = simulation.fit_classifier(x[:100], y[:100])
     measured = np.mean((x[100:] @ weights + constant > 0) == y[100:])
-    assert 0.55 < simulation._expected_accuracy(weights, constant) == pytest.approx(measured, abs=0.005)
+    assert 0.55 < simulation.expected_accuracy(weights, constant) == pytest.approx(measured, abs=0.005)

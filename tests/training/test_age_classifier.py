@@ -88,9 +88,8 @@ def outside(images):
     return changed
 
 
-def test_difference_of_anatomy_is_learned(images, outside, monkeypatch):
-    monkeypatch.setattr(age_classifier, "_BATCH", 12)
-    classifier = train_age_classifier(images[:16], outside[:16], ["a"] * 16, steps=25, seed=0)
+def test_difference_of_anatomy_is_learned(images, outside):
+    classifier = train_age_classifier(images[:16], outside[:16], ["a"] * 16, steps=25, seed=0, batch=12)
 
     assert not classifier.training
     with torch.inference_mode():
@@ -100,10 +99,9 @@ def test_difference_of_anatomy_is_learned(images, outside, monkeypatch):
     torch.testing.assert_close(scores, mirrored)  # mean of image and mirror image
 
 
-def test_the_same_seed_gives_the_same_network_and_another_seed_another_one(images, outside, monkeypatch):
-    monkeypatch.setattr(age_classifier, "_BATCH", 12)
+def test_the_same_seed_gives_the_same_network_and_another_seed_another_one(images, outside):
     first, again, other = (
-        train_age_classifier(images[:16], outside[:16], ["a"] * 16, steps=2, seed=seed).state_dict()
+        train_age_classifier(images[:16], outside[:16], ["a"] * 16, steps=2, seed=seed, batch=12).state_dict()
         for seed in (0, 0, 1)
     )
     assert all(torch.equal(a, b) for a, b in zip(first.values(), again.values(), strict=True))

@@ -111,7 +111,14 @@ def test_borders_come_from_training_images_of_both_labels(phantoms, monkeypatch)
     arrays = ImageArrays(manifest.root, manifest.split("train"), manifest.split("test"), Preprocessing(size=32))
     batches = ImageDataModule(arrays, batch=8, seed=3, augmentation=AugmentationOptions(border_swap=1))
     batches.setup("fit")
-    pixels = batches._train._array[batches._train._rows]
+    plain = ImageDataModule(arrays, batch=8, seed=3, augmentation=AugmentationOptions())
+    plain.setup("fit")
+    labels = {
+        image.numpy().tobytes(): bool(label)
+        for batch in plain.train_dataloader()
+        for image, label in zip(batch.images, batch.labels, strict=True)
+    }
+    assert len(labels) == len(arrays.train)
     seen = []
     monkeypatch.setattr(
         "pneumoscope.training.data_module.augment",
@@ -120,7 +127,6 @@ def test_borders_come_from_training_images_of_both_labels(phantoms, monkeypatch)
     for _ in batches.train_dataloader():
         pass
 
-    labels = {image.tobytes(): each.positive for image, each in zip(pixels, arrays.train, strict=True)}
     pairs = [
         (labels[image.numpy().tobytes()], labels[border.numpy().tobytes()])
         for images, borders in seen

@@ -10,7 +10,6 @@ from pneumoscope.data.cache import load_array, preprocess_images
 from pneumoscope.data.layouts import load_manifest
 from pneumoscope.models.factory import create_model
 from pneumoscope.runs.run_folder import WEIGHTS_FILE
-from pneumoscope.training import frozen_features
 from pneumoscope.training.frozen_features import cache_features
 from pneumoscope.training.train import train_run
 
@@ -43,8 +42,8 @@ def test_features_are_those_of_the_network_and_computed_once(phantoms, tmp_path,
     network = create_model("vgg19", image_size=32, weights=str(start))
     images = preprocess_images(manifest.root, manifest.images, small().preprocessing)
     calls = []
-    original = frozen_features._features
-    monkeypatch.setattr(frozen_features, "_features", lambda net, part: calls.append(len(part)) or original(net, part))
+    forward = network.forward_features
+    monkeypatch.setattr(network, "forward_features", lambda part: calls.append(len(part)) or forward(part))
 
     first = cache_features(network, images)
     first_calls = list(calls)

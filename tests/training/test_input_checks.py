@@ -67,7 +67,8 @@ def test_image_is_transformed_to_its_class(input_class, expected):
     # Rotated images may be mirrored as well, which gives further results.
     image = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     results = [
-        input_checks._transform(image.clone(), input_class, np.random.default_rng(seed)).tolist() for seed in range(30)
+        input_checks.transform_to_class(image.clone(), input_class, np.random.default_rng(seed)).tolist()
+        for seed in range(30)
     ]
     assert expected in results
     max_results = {"upside_down": 2, "rotated_90": 4, "inverted": 8}.get(input_class, 1)
@@ -80,8 +81,8 @@ def test_image_is_transformed_to_its_class(input_class, expected):
 def test_cropped_image_has_lost_most_of_its_area():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        height, width = input_checks._crop(np.zeros((200, 200), np.uint8), rng).shape
-        assert 0.05 < height * width / 200**2 <= input_checks._MAX_CROPPED_AREA
+        height, width = input_checks.crop_image(np.zeros((200, 200), np.uint8), rng).shape
+        assert 0.05 < height * width / 200**2 <= input_checks.MAX_CROPPED_AREA
         assert 0.4 < height / width < 2.5
 
 
@@ -96,8 +97,8 @@ def test_negative_images_vary_and_differ_from_the_radiograph(images):
 
 
 def test_photographs_are_found_in_installed_libraries():
-    assert len(negative_images._photographs()) >= 9
-    assert min(photograph.std() for photograph in negative_images._photographs()) > 10
+    assert len(negative_images.installed_photographs()) >= 9
+    assert min(photograph.std() for photograph in negative_images.installed_photographs()) > 10
 
 
 def test_same_seed_gives_the_same_classifier_and_another_seed_a_different_one(images):

@@ -9,7 +9,7 @@ import pytest
 from tests.training.conftest import small
 
 from pneumoscope.core.errors import UsageError
-from pneumoscope.training.learning_rate import RateSearch, _steepest, find_learning_rate
+from pneumoscope.training.learning_rate import RateSearch, find_learning_rate, steepest_rate
 
 pytestmark = pytest.mark.training
 
@@ -42,14 +42,14 @@ def test_rates_rise_exponentially_and_the_steepest_decrease_is_suggested(phantom
 def test_steepest_decrease_is_that_of_the_logarithmic_axis():
     rates = list(np.logspace(-6, 0, 31))
     losses = [0.7 - 0.01 * (step == 12) for step in range(20)] + [0.6, 0.5, 0.4, *[0.35] * 8]
-    assert _steepest(rates, losses) in rates[20:22]  # by the linear axis, a dip of a hundredth at a small rate
+    assert steepest_rate(rates, losses) in rates[20:22]  # by the linear axis, a dip of a hundredth at a small rate
     assert rates[10:-1][int(np.argmin(np.gradient(losses[10:-1], rates[10:-1])))] == rates[11]
 
 
 def test_loss_that_falls_nowhere_gives_no_suggestion():
     rates = list(np.logspace(-6, 0, 31))
-    assert _steepest(rates, list(np.linspace(0.3, 0.7, 31))) is None
-    assert _steepest(rates[:12], [0.7] * 12) is None
+    assert steepest_rate(rates, list(np.linspace(0.3, 0.7, 31))) is None
+    assert steepest_rate(rates[:12], [0.7] * 12) is None
 
 
 def test_table_and_picture_are_written(tmp_path):

@@ -23,6 +23,7 @@ from pneumoscope.data.manifest import Manifest
 from pneumoscope.evaluation.multiclass.cross_validation import summarize_class_folds
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass.fitting import fit_prediction_sets
+from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import draw_phantom
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 from pneumoscope.inference.multiclass_session import MulticlassSession
@@ -133,7 +134,7 @@ def test_predictions_are_the_calibrated_softmax(run, images):
     assert np.mean(correct) > 0.6
     one = model.predict(paths[0])
     assert one == predictions[0]
-    scored = next(model._network.stream([model._loader.preprocess(paths[0])]))
+    scored = next(MulticlassSession.load(run / "bundle").stream([decode(paths[0])]))
     expected = np.exp(log_softmax(scored.logits.astype(float) / model.card.calibration.temperature))
     assert list(one.class_probabilities.values()) == pytest.approx(expected.tolist())
     assert one.decision == "classified"
@@ -251,7 +252,7 @@ def test_input_checks_are_trained_and_reject(images, tmp_path):
     assert model.card.rejection_limits is not None
     image = str(images / manifest.images[0].path)
     assert model.predict(image).rejection.code == "age_required"
-    outputs = model._network.outputs(np.zeros((2, 56, 56), np.uint8))
+    outputs = MulticlassSession.load(tmp_path / "run" / "bundle").outputs(np.zeros((2, 56, 56), np.uint8))
     assert outputs.input_classes.shape == (2, 7)
     assert outputs.ood_distance.shape == (2,)
     rejected = dataclasses.replace(model.predict(image, age=40.0), path="")

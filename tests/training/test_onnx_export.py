@@ -18,7 +18,7 @@ from pneumoscope.inference.session import OUTPUTS, BundleSession
 from pneumoscope.models.factory import create_model
 from pneumoscope.models.input_checks import AgeClassifier, FeatureExtractor, InputChecks, InputClassifier
 from pneumoscope.training.input_checks import fit_mahalanobis
-from pneumoscope.training.onnx_export import _convolution_backward, check_logits, check_outputs, export_onnx
+from pneumoscope.training.onnx_export import check_logits, check_outputs, convolution_backward, export_onnx
 
 pytestmark = pytest.mark.training
 
@@ -155,11 +155,11 @@ def test_gradient_of_a_convolution_agrees_with_autograd(groups, padding):
     (expected,) = torch.autograd.grad(outputs, inputs, gradient)
 
     rest = ([padding] * 2, [1, 1], False, [0, 0], groups, [True, False, False])
-    gradients = _convolution_backward(gradient, inputs, weight, None, [1, 1], *rest)
+    gradients = convolution_backward(gradient, inputs, weight, None, [1, 1], *rest)
 
     torch.testing.assert_close(gradients[0], expected)
     assert gradients[1:] == (None, None)
-    assert _convolution_backward(gradient, inputs, weight, None, [2, 2], *rest) is NotImplemented
+    assert convolution_backward(gradient, inputs, weight, None, [2, 2], *rest) is NotImplemented
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,17 +241,16 @@ def test_finished_run_is_read_while_its_folder_is_locked(finished, phantoms):
         assert train_run(TWO, phantoms, finished, resume=True).state == "finished"
 
 
-def test_run_finished_by_another_process_is_not_trained_again(finished, phantoms, monkeypatch):
+def test_run_finished_by_another_process_is_not_trained_again(finished, phantoms, tmp_path, monkeypatch):
     # The run is finished by another process between the first check and the lock.
-    calls, finished_run = [], train_module._finished_run
-    monkeypatch.setattr(
-        train_module,
-        "_finished_run",
-        lambda *args, **options: calls.append(1) or (finished_run(*args, **options) if len(calls) > 1 else None),
-    )
-    monkeypatch.setattr(train_module, "_train", lambda *_: pytest.fail("trained again"))
+    def lock_finished(out):
+        shutil.copytree(finished, out, dirs_exist_ok=True)
+        return lock_run(out)
 
-    assert train_run(TWO, phantoms, finished, resume=True) == read_run(finished)
+    monkeypatch.setattr(train_module, "lock_run", lock_finished)
+    monkeypatch.setattr(train_module, "run_trainer", lambda *_, **__: pytest.fail("trained again"))
+
+    assert train_run(TWO, phantoms, tmp_path / "run", resume=True) == read_run(finished)
 
 
 # --- initial weights -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from tests.training.conftest import small
 
-from pneumoscope.cli.sweep import _print_rows, command
+from pneumoscope.cli.sweep import command, print_rows
 from pneumoscope.core.errors import RecipeError, RunError, UsageError
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.runs.epochs import read_epochs
@@ -93,7 +93,7 @@ def test_auroc_of_several_classes_is_the_macro_auroc(phantoms, tmp_path, without
     labels = LabelMapping(label_column="etiology")
     rows = run_sweep(combinations("training.batch=8,16"), phantoms, tmp_path / "sweep", labels=labels)
     assert [(row.auroc_name, row.classes) for row in rows] == [("macro AUROC", ("bacteria", "normal", "virus"))] * 2
-    _print_rows(rows)
+    print_rows(rows)
     assert "macro AUROC" in capsys.readouterr().out
     found = Sweep(tmp_path / "sweep", tuple(rows))
     assert f"macro AUROC {rows[0].auroc:.4f}" in repr(found)

@@ -24,7 +24,7 @@ from pneumoscope.archive.scoring import ShardResult, score_shard
 from pneumoscope.core.errors import ArchiveError, PneumoscopeError, UsageError
 from pneumoscope.inference.model import Model
 
-__all__ = ["RayJob", "run_on_ray"]
+__all__ = ["RayJob", "connected_to_ray", "run_on_ray", "score_in_worker"]
 
 _POLL_SECONDS = 0.5
 _TASKS_PER_CORE = 2  # keeps all cores busy while the driver writes results
@@ -76,14 +76,14 @@ def run_on_ray(
         UsageError: The cluster cannot be reached, or has no GPU although one is needed.
         PneumoscopeError: A task failed.
     """
-    with _connected(address):
+    with connected_to_ray(address):
         import ray
 
         resource = "GPU" if job.package.uses_gpu else "CPU"
         _require_resource(resource)
         # One task per core, because the network and the decoding worker process take turns; with GPUs, one task per
         # GPU.
-        task = ray.remote(num_cpus=1, num_gpus=int(job.package.uses_gpu), max_retries=_RETRIES)(_score)
+        task = ray.remote(num_cpus=1, num_gpus=int(job.package.uses_gpu), max_retries=_RETRIES)(score_in_worker)
         reference = ray.put(job)
         pending: dict[Any, int] = {}
         waiting = iter(shards)
@@ -125,7 +125,7 @@ def _require_resource(resource: str) -> None:
         )
 
 
-def _score(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
+def score_in_worker(job: RayJob, shard: ListedShard) -> ShardResult | PneumoscopeError:
     """Score one shard in a Ray worker process; errors are returned because Ray would change the type of a raised one."""
     try:
         with _model_lock:
@@ -175,7 +175,7 @@ def _require_listener(address: str) -> None:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[None]:
+def connected_to_ray(address: str) -> Iterator[None]:
     """Connect to a cluster, or start Ray on this machine for the duration of the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # do not send usage statistics to the vendor
     if not address:

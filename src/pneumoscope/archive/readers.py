@@ -19,7 +19,16 @@ from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.imaging.decode import MAX_BYTES, read_file, require_max_bytes
 from pneumoscope.imaging.file_type import PREFIX_BYTES, identify, skip_reason_by_type
 
-__all__ = ["DICOMWEB_PREFIX", "LocalReader", "Reader", "RemoteReader", "SourceImage", "is_remote", "repeat_request"]
+__all__ = [
+    "DICOMWEB_PREFIX",
+    "LocalReader",
+    "Reader",
+    "RemoteReader",
+    "SourceImage",
+    "file_system",
+    "is_remote",
+    "repeat_request",
+]
 
 DICOMWEB_PREFIX = "dicomweb+"  # prefix of a search address; see `web_reader`
 _PROTOCOLS = ("s3", "gs", "http", "https")
@@ -108,7 +117,7 @@ class RemoteReader:
 
     def read(self, name: str) -> bytes:
         """Return the content of an object; see `Reader`."""
-        system, prefix = _file_system(self.root)
+        system, prefix = file_system(self.root)
         path = f"{prefix}/{name}"
         try:
             size = self._repeat(lambda: system.info(path).get("size"))
@@ -127,7 +136,7 @@ class RemoteReader:
 
         Objects whose names claim to be images are not read; of other objects, only the beginning is read.
         """
-        system, prefix = _file_system(self.root)
+        system, prefix = file_system(self.root)
         try:
             found: dict[str, Any] = self._repeat(lambda: system.find(prefix, detail=True))
         except (FileNotFoundError, PermissionError) as error:
@@ -142,7 +151,7 @@ class RemoteReader:
 
     def is_available(self) -> bool:
         """Return False if the prefix is empty or cannot be listed."""
-        system, prefix = _file_system(self.root)
+        system, prefix = file_system(self.root)
         try:
             return bool(system.ls(prefix, detail=False, refresh=True))
         except Exception:  # noqa: BLE001  each client raises its own errors
@@ -201,7 +210,7 @@ def is_remote(location: str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _file_system(root: str) -> tuple[Any, str]:
+def file_system(root: str) -> tuple[Any, str]:
     """Return the client of a prefix and its path within the client.
 
     Raises:

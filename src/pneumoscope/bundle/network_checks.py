@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pneumoscope.core.errors import BundleError
 
-__all__ = ["MAX_BYTES", "SELF_TEST_TOLERANCE", "check_onnx", "self_test_image"]
+__all__ = ["MAX_BYTES", "SELF_TEST_TOLERANCE", "check_onnx", "message_fields", "self_test_image"]
 
 MAX_BYTES = 2 * 1024**3
 MAX_NODES = 20_000  # the largest timm networks have a few thousand
@@ -51,14 +51,14 @@ def check_onnx(content: bytes, name: str) -> None:
         raise _unsafe(name, f"it has {len(content):,} bytes; at most {MAX_BYTES:,} are allowed")
     nodes, graphs, opsets = 0, 0, 0
     try:
-        for number, value in _fields(memoryview(content)):
+        for number, value in message_fields(memoryview(content)):
             if number == _MODEL_FUNCTIONS:
                 raise _unsafe(name, "it defines functions")
             opsets += number == _MODEL_OPSET_IMPORT
             if number != _MODEL_GRAPH:
                 continue
             graphs += 1
-            for inner, part in _fields(_message(value)):
+            for inner, part in message_fields(_message(value)):
                 if inner == _GRAPH_NODE:
                     nodes += 1
                     _check_node(_message(part), name)
@@ -96,13 +96,13 @@ def self_test_image(size: int) -> npt.NDArray[np.uint8]:
 
 def _check_node(node: memoryview, name: str) -> None:
     operator, domain = b"", b""
-    for number, value in _fields(node):
+    for number, value in message_fields(node):
         if number == _NODE_OP_TYPE:
             operator = bytes(_message(value))
         elif number == _NODE_DOMAIN:
             domain = bytes(_message(value))
         elif number == _NODE_ATTRIBUTE:
-            for inner, part in _fields(_message(value)):
+            for inner, part in message_fields(_message(value)):
                 if inner == _ATTRIBUTE_TENSOR:
                     _check_tensor(_message(part), name)
     if domain not in _STANDARD_DOMAINS:
@@ -112,13 +112,13 @@ def _check_node(node: memoryview, name: str) -> None:
 
 
 def _check_tensor(tensor: memoryview, name: str) -> None:
-    for number, value in _fields(tensor):
+    for number, value in message_fields(tensor):
         if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value):
             raise _unsafe(name, "its weights are in another file")
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the number and value of each field of a message.
+def message_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield the number and value of each field of a Protocol Buffers message.
 
     Raises:
         IndexError, ValueError: The bytes are not a valid message.

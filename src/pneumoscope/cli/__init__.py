@@ -20,7 +20,7 @@ import click
 from pneumoscope import __version__
 from pneumoscope.core.errors import MissingExtraError, PneumoscopeError, StorageError, UnknownNameError
 
-__all__ = ["VERBS", "cli", "main", "run_and_exit"]
+__all__ = ["EXTRAS", "VERBS", "cli", "main", "run_and_exit"]
 
 # In the order of a typical workflow.
 VERBS = (
@@ -54,7 +54,7 @@ VERBS = (
     "storage",
 )
 _PLAIN, _PLAIN_BUT_BYTES = "pneumoscope.plain", "pneumoscope.plain-but-bytes"  # names of the encoding error handlers
-_EXTRAS = {
+EXTRAS = {
     "train": ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "tensorboard", "safetensors"),
     "serve": (
         "fastapi",
@@ -179,7 +179,7 @@ def _to_pneumoscope_error(error: Exception) -> PneumoscopeError:
     if isinstance(error, PneumoscopeError):
         return error
     if isinstance(error, ModuleNotFoundError) and error.name:
-        for extra, modules in _EXTRAS.items():
+        for extra, modules in EXTRAS.items():
             if error.name.partition(".")[0] in modules:
                 return MissingExtraError(extra, "this command", error.name)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):

@@ -12,9 +12,9 @@ from pneumoscope.cli.options import assume_option, json_option, model_option, re
 if TYPE_CHECKING:
     from pneumoscope.core.prediction_codes import AgeRequirement, Assumption
 
-__all__ = ["command"]
+__all__ = ["ALARM", "command"]
 
-_ALARM = 4  # exit status
+ALARM = 4  # exit status
 
 
 @click.command("monitor", short_help="Detect drift of recent images, without labels.")
@@ -85,4 +85,4 @@ def command(
         )
     click.echo(to_json(result) if as_json else monitoring_markdown(result), nl=False)
     if exit_code and result.alarm:
-        raise click.exceptions.Exit(_ALARM)
+        raise click.exceptions.Exit(ALARM)

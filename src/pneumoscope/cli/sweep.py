@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pneumoscope.runs.run_folder import LoggerName
     from pneumoscope.training.sweep import SweepRow
 
-__all__ = ["command"]
+__all__ = ["command", "print_rows"]
 
 
 @click.command("sweep", short_help="Train a recipe with several settings.")
@@ -86,11 +86,12 @@ def command(
     if as_json:
         click.echo(json.dumps([row._asdict() for row in rows], indent=2))
         return
-    _print_rows(rows)
+    print_rows(rows)
     click.echo(f"table   {out / SWEEP_TABLE}")
 
 
-def _print_rows(rows: Sequence[SweepRow]) -> None:
+def print_rows(rows: Sequence[SweepRow]) -> None:
+    """Print the runs of a sweep as a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pneumoscope.runs.record import RunRecord
     from pneumoscope.runs.run_folder import LoggerName
 
-__all__ = ["command"]
+__all__ = ["command", "run_summary"]
 
 
 @click.command("train", short_help="Train a network by a recipe.")
@@ -171,7 +171,7 @@ def _print_summary(records: Sequence[RunRecord], out: Path, data: Path, *, serie
     from pneumoscope.runs.run_folder import BUNDLE_FOLDER, CURVES_FILE
 
     for record in records:
-        click.echo(_summary(record, f", {series} {getattr(record, series)}" if series else ""))
+        click.echo(run_summary(record, f", {series} {getattr(record, series)}" if series else ""))
     if not series:
         click.echo(f"bundle  {out / BUNDLE_FOLDER}")
         click.echo(f"curves  {out / CURVES_FILE}")
@@ -204,7 +204,8 @@ def _measure(runs: Sequence[Path], data: Path, labels: LabelMapping | None) -> N
         raise
 
 
-def _summary(record: RunRecord, series: str) -> str:
+def run_summary(record: RunRecord, series: str) -> str:
+    """Return the line that is printed about a finished run; `series` states its place among others."""
     select = record.recipe.get("training", {}).get("select", "accuracy")
     kept = "last epoch," if select == "last" else "best epoch"
     return (

@@ -29,7 +29,6 @@ __all__ = ["UNREADABLE_HINT", "PreprocessedImages", "cache_folder", "load_array"
 
 UNREADABLE_HINT = "List all unreadable images with: pneumoscope check-data DATA; then remove them"
 _THREADS = min(8, os.cpu_count() or 1)
-_CHUNK_IMAGES = 256
 _CHECKSUM_BYTES = 4
 Pixels = npt.NDArray[np.uint8]
 Number = TypeVar("Number", np.uint8, np.float32)
@@ -63,7 +62,12 @@ def cache_folder() -> Path:
 
 
 def preprocess_images(
-    root: Path, images: Sequence[HashedImage], preprocessing: Preprocessing, progress: Progress | None = None
+    root: Path,
+    images: Sequence[HashedImage],
+    preprocessing: Preprocessing,
+    progress: Progress | None = None,
+    *,
+    chunk: int = 256,
 ) -> PreprocessedImages:
     """Return images preprocessed for the network, from the cache if possible.
 
@@ -72,6 +76,7 @@ def preprocess_images(
         images: Images in any order; identical files are stored once.
         preprocessing: Crop and size.
         progress: Callback with the number of images processed so far and the total; not called if the cache is used.
+        chunk: Number of images that are decoded between two calls of `progress`.
 
     Raises:
         UnreadableImageError: An image cannot be decoded.
@@ -86,7 +91,9 @@ def preprocess_images(
     pixels = load_array(name, shape, np.uint8)
     if pixels is None:
         ordered = [distinct[sha256] for sha256 in order]
-        store_array(name, shape, np.uint8, lambda target: _decode_into(target, root, ordered, preprocessing, progress))
+        store_array(
+            name, shape, np.uint8, lambda target: _decode_into(target, root, ordered, preprocessing, progress, chunk)
+        )
         pixels = load_array(name, shape, np.uint8)
         if pixels is None:
             raise StorageError(
@@ -103,6 +110,7 @@ def _decode_into(
     images: Sequence[HashedImage],
     preprocessing: Preprocessing,
     progress: Progress | None,
+    chunk: int,
 ) -> None:
     def preprocess_image(image: HashedImage) -> Pixels | UnreadableImageError:
         try:
@@ -112,14 +120,14 @@ def _decode_into(
 
     failed: list[UnreadableImageError] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(images), _CHUNK_IMAGES):
-            for row, result in enumerate(pool.map(preprocess_image, images[start : start + _CHUNK_IMAGES]), start):
+        for start in range(0, len(images), chunk):
+            for row, result in enumerate(pool.map(preprocess_image, images[start : start + chunk]), start):
                 if isinstance(result, UnreadableImageError):
                     failed.append(result)
                 else:
                     target[row] = result
             if progress:
-                progress(min(start + _CHUNK_IMAGES, len(images)), len(images))
+                progress(min(start + chunk, len(images)), len(images))
     if failed:
         more = f" (and {len(failed) - 1} more images)" if len(failed) > 1 else ""
         raise UnreadableImageError(failed[0].path, f"{failed[0].detail}{more}", hint=UNREADABLE_HINT)

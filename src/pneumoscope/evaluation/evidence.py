@@ -19,9 +19,9 @@ from pneumoscope.evaluation.selection import load_images_of_classes, select_unre
 from pneumoscope.evaluation.shortcuts import measure_network_shortcuts
 from pneumoscope.runs.run_folder import find_bundle, run_folder_name
 
-__all__ = ["measure_evidence"]
+__all__ = ["MEASUREMENTS", "measure_evidence"]
 
-_MEASUREMENTS: dict[str, Callable[..., object]] = {
+MEASUREMENTS: dict[str, Callable[..., object]] = {
     "robustness": measure_robustness,
     "shortcuts": measure_network_shortcuts,
     "saliency_check": check_saliency,
@@ -64,14 +64,14 @@ def measure_evidence(
         write_atomically(evidence_file(bundle, "audit"), audit)
         if isinstance(card, MulticlassCard):
             continue
-        missing = [name for name in _MEASUREMENTS if not is_measured(bundle, card, name)]
+        missing = [name for name in MEASUREMENTS if not is_measured(bundle, card, name)]
         if missing:
             select_unreserved_images(run, data, "validation", labels)  # fail here, not in the heatmap check
         of_run = f"{run_folder_name(run)}: " if len(runs) > 1 else ""
         for name in missing:
             log(f"model card: {of_run}{name.replace('_', ' ')}, on validation images")
             try:
-                _MEASUREMENTS[name](
+                MEASUREMENTS[name](
                     run,
                     data,
                     labels=labels,

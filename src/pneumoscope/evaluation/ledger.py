@@ -21,7 +21,6 @@ from pneumoscope.core.results import Evaluation
 __all__ = ["ENVIRONMENT", "default_ledger", "ledger_entry", "record_evaluation"]
 
 ENVIRONMENT = "PNEUMOSCOPE_LEDGER"
-_LOCK_TIMEOUT = 60.0  # seconds; writing a line takes far less than one second
 
 
 def default_ledger() -> Path:
@@ -51,7 +50,7 @@ def ledger_entry(evaluation: Evaluation | MulticlassEvaluation, **particulars: A
     }
 
 
-def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
+def record_evaluation(ledger: Path, entry: Mapping[str, Any], *, lock_timeout: float = 60.0) -> int:
     """Append an evaluation and return its number among the evaluations of the same images.
 
     Concurrent processes are serialized by a lock on a hidden file next to the ledger. The line is flushed to disk
@@ -60,19 +59,19 @@ def record_evaluation(ledger: Path, entry: Mapping[str, Any]) -> int:
     Args:
         ledger: The file; created if missing.
         entry: The evaluation, with `images_sha256`; `test_evaluation` is added.
-
+        lock_timeout: Seconds to wait for other processes; writing a line takes far less than one.
     Raises:
         StorageError: The ledger cannot be written, or one of its lines is malformed. It is unchanged.
     """
     held = StorageError(
-        f"the test ledger {str(ledger)!r} has been locked by another process for {_LOCK_TIMEOUT:.0f} s",
+        f"the test ledger {str(ledger)!r} has been locked by another process for {lock_timeout:.0f} s",
         hint="Try again when that process has ended",
     )
     try:
         ledger.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(ledger, error) from error
-    with locked(ledger.parent / f".{ledger.name}.lock", held, timeout=_LOCK_TIMEOUT):
+    with locked(ledger.parent / f".{ledger.name}.lock", held, timeout=lock_timeout):
         return _add(ledger, entry)
 
 

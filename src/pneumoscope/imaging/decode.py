@@ -23,11 +23,20 @@ from pneumoscope.imaging.file_type import UNKNOWN, FileType, identify
 from pneumoscope.imaging.image import MAX_PIXELS, GrayLevels, Radiograph
 from pneumoscope.imaging.pixel_values import values_of_gray_levels, window_between
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "Radiograph", "decode", "read_file", "require_max_bytes"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "Radiograph",
+    "decode",
+    "read_file",
+    "require_max_bytes",
+    "type_reason",
+]
 
 # `MAX_PIXELS` pixels of 32 bits, uncompressed.
 MAX_BYTES = 4 * MAX_PIXELS
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 _MULTI_PICTURE = "MPO"  # a camera's JPEG followed by previews or more pictures; the first one is used
 _CHROMA_SIDE = 128  # side in pixels of the sample used to measure chroma
 # Transposition that undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF data, and fails if
@@ -93,11 +102,12 @@ def decode(
             raise UnreadableImageError(name, reason[0].lower() + reason[1:])
         return radiograph
     if file_type.role != "image":
-        raise UnreadableImageError(name, _type_reason(file_type, len(data)))
+        raise UnreadableImageError(name, type_reason(file_type, len(data)))
     return _decode_image(data, name, min_side, keep_values=keep_values)
 
 
-def _type_reason(file_type: FileType, size: int) -> UnreadableReason:
+def type_reason(file_type: FileType, size: int) -> UnreadableReason:
+    """Return the reason why a file of a type, and of a size in bytes, is no image that can be read."""
     if file_type == UNKNOWN:
         return UnreadableReason("not_an_image", {"bytes": size})
     return UnreadableReason("unsupported_file_type", {"type": file_type.code, "bytes": size})
@@ -138,7 +148,7 @@ def _decode_image(data: bytes, name: str, min_side: int, *, keep_values: bool) -
     try:
         if data[:2] == b"MM":
             _support_white_is_zero()
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         frames = getattr(image, "n_frames", 1)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(name, UnreadableReason("damaged_header", {"bytes": len(data)})) from error

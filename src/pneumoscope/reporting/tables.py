@@ -15,7 +15,7 @@ from pneumoscope.reporting.run_data import RunData
 from pneumoscope.reporting.run_evidence import evidence_tables
 from pneumoscope.reporting.table_forms import Cell, Table
 
-__all__ = ["comparison_tables", "differences_table", "flow_table", "group_table"]
+__all__ = ["comparison_tables", "differences_table", "flow_table", "group_table", "reliability_table"]
 
 
 def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[Table, ...]:
@@ -32,7 +32,7 @@ def comparison_tables(comparison: Comparison, runs: Sequence[RunData]) -> tuple[
         _operating_points(comparison, runs),
         _predictive_values(runs),
         _pairs(comparison),
-        *(() if comparison.is_cross_validation else (_decision_curves(runs), _reliability(runs))),
+        *(() if comparison.is_cross_validation else (_decision_curves(runs), reliability_table(runs))),
         _subgroups(runs),
         _interactions(runs),
         differences_table([(run.summary.name, run.evaluation) for run in runs]),
@@ -194,7 +194,8 @@ def _decision_curves(runs: Sequence[RunData]) -> Table:
     return Table("net_benefit", caption, columns, tuple(rows), note)
 
 
-def _reliability(runs: Sequence[RunData]) -> Table:
+def reliability_table(runs: Sequence[RunData]) -> Table:
+    """Return the mean probability and the observed rate of pneumonia in each interval of the probability."""
     rows = [
         (run.summary.name, each.low, each.high, each.mean_probability, each.observed_rate)
         for run in runs

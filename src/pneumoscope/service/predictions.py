@@ -28,12 +28,11 @@ from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_entered_age"]
+__all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_entered_age", "word_forms"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _AGE_REJECTIONS = ("age_required", "outside_age_range")
 _MAX_DECODED = 2  # images decoded at full size at once; each may take hundreds of MB
-_CHECK_SECONDS = 1.0  # between readiness checks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -238,7 +237,7 @@ class PredictionService:
         Raises:
             UsageError: The text contains no word.
         """
-        forms = self.pseudonymizer.search(text) if self.pseudonymizer else _word_forms(text)
+        forms = self.pseudonymizer.search(text) if self.pseudonymizer else word_forms(text)
         if not forms or not search_words(text):
             raise UsageError(N_("the search has no word"), hint=N_("Enter a name, a number or the name of a file"))
         return forms
@@ -343,7 +342,7 @@ def _without_result(prediction: Prediction) -> Prediction:
     )
 
 
-def _word_forms(text: str) -> tuple[tuple[str, ...], ...]:
+def word_forms(text: str) -> tuple[tuple[str, ...], ...]:
     """Return each word in the form for comparing names and numbers, and unchanged for file names."""
     return tuple((folded, word) for word in text.split() for folded in search_words(word))
 
@@ -355,11 +354,18 @@ class Readiness:
         model: The model.
         repository: Storage of images.
         now: Monotonic clock in seconds; replaceable in tests.
+        check_seconds: Time between two checks.
     """
 
     def __init__(
-        self, model: Model, repository: PredictionRepository, now: Callable[[], float] = time.monotonic
+        self,
+        model: Model,
+        repository: PredictionRepository,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        check_seconds: float = 1,
     ) -> None:
+        self._check_seconds = check_seconds
         self._model, self._repository, self._now = model, repository, now
         self._lock = threading.Lock()
         self._next_check = self._now()
@@ -376,7 +382,7 @@ class Readiness:
         with self._lock:
             if self._now() >= self._next_check:
                 self._error = self._find_error()
-                self._next_check = self._now() + _CHECK_SECONDS
+                self._next_check = self._now() + self._check_seconds
             error = self._error
         if error is not None:
             raise error

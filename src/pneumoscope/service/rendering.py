@@ -31,7 +31,7 @@ from pneumoscope.service.storage.outbox_records import Delivery, ObjectKind, res
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
-__all__ = ["EncodedPixels", "ImageRenderer"]
+__all__ = ["EncodedPixels", "ImageRenderer", "as_of_header"]
 
 _THUMBNAIL_SIZE = 160  # longer side in pixels
 _MAX_HEATMAPS = 4  # cached heatmaps, including their images
@@ -126,7 +126,7 @@ class ImageRenderer:
         assert delivery.kind != "webhook"
         if delivery.kind != "rejection_note" and subject.prediction_id:
             header = decode_header(subject.header)
-            prediction = _as_of_header(self._repository.get(subject.prediction_id), header)
+            prediction = as_of_header(self._repository.get(subject.prediction_id), header)
             return self._encode_result(prediction, header, delivery.kind, delivery.result_uid)
         stated = Prediction(
             path="",
@@ -179,7 +179,7 @@ class ImageRenderer:
             raise no_objects from error
         if not states_study(encode_header(header)):
             raise no_objects
-        prediction = _as_of_header(prediction, header)
+        prediction = as_of_header(prediction, header)
         return self._encode_result(prediction, header, kind, uid or result_uid(kind, header.SOPInstanceUID, id))
 
     def _encode_result(self, prediction: StoredPrediction, header: Dataset, kind: ObjectKind, uid: str) -> bytes:
@@ -268,7 +268,7 @@ def _rejected_image(id: str) -> UnknownNameError:
     return UnknownNameError("heatmap", id, (), hint="The image was rejected; only predictions have a heatmap")
 
 
-def _as_of_header(prediction: StoredPrediction, header: Dataset) -> StoredPrediction:
+def as_of_header(prediction: StoredPrediction, header: Dataset) -> StoredPrediction:
     """Return a prediction with the identity and age in a header, since the same pixels may also belong to another patient.
 
     Otherwise, the result would contain the other patient's age.

@@ -31,6 +31,11 @@ class BodyLimitMiddleware:
         self.app, self._max_body_bytes, self._max_total_bytes = app, max_body_bytes, max_total_bytes
         self._total = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the bodies with images in progress."""
+        return self._total
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request within the limits."""
         if scope["type"] != "http":

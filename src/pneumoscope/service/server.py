@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pneumoscope.service.dicom.node_settings import DicomSettings
     from pneumoscope.service.dicom.receiver import DicomReceiver
 
-__all__ = ["ServerOptions", "serve"]
+__all__ = ["ServerOptions", "open_listener", "serve"]
 
 _LOG = logging.getLogger("pneumoscope.service")
 _KEEP_ALIVE_SECONDS = 15
@@ -100,7 +100,7 @@ def serve(model: Model, settings: Settings, options: ServerOptions, echo: Callab
     _limit_memory_arenas()
     folder = options.folder
     with (
-        _listen(options.host, options.port) as listener,
+        open_listener(options.host, options.port) as listener,
         data_directory_lock(folder) if folder else contextlib.nullcontext(),
         _listen_for_dicom(settings.dicom.node) as receiver,
         contextlib.ExitStack() as stack,
@@ -295,7 +295,12 @@ def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
+def open_listener(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a socket that listens on an address.
+
+    Raises:
+        UsageError: The address cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host.strip("[]"), port), family=family)

@@ -16,14 +16,17 @@ _UTC = ("Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu", "UCT", "Universal", "
 _LOCALTIME = Path("/etc/localtime")  # a link into the time zone database on Linux and macOS
 
 
-def find_time_zone(name: str) -> ZoneInfo:
+def find_time_zone(name: str, *, localtime: Path = _LOCALTIME) -> ZoneInfo:
     """Return a time zone by IANA name. For an empty name, return this machine's time zone, or UTC if it is unknown.
 
+    Args:
+        name: IANA name, or empty.
+        localtime: Link to the machine's time zone.
     Raises:
         UsageError: There is no such time zone.
     """
     if not name:
-        return _machine_time_zone() or ZoneInfo("UTC")
+        return _machine_time_zone(localtime) or ZoneInfo("UTC")
     zone = _zone(name)
     if zone is None:
         raise UsageError(
@@ -33,7 +36,7 @@ def find_time_zone(name: str) -> ZoneInfo:
     return zone
 
 
-def _machine_time_zone() -> ZoneInfo | None:
+def _machine_time_zone(localtime: Path) -> ZoneInfo | None:
     """Return this machine's time zone if it has a name in the IANA database, or None.
 
     As in the C library, the environment variable TZ takes precedence. A copied file, or a rule such as "CET-1CEST", has
@@ -42,7 +45,7 @@ def _machine_time_zone() -> ZoneInfo | None:
     if "TZ" in os.environ:
         return _zone(os.environ["TZ"].removeprefix(":"))
     try:
-        target = _LOCALTIME.readlink().parts  # the target may also be a link, from a zone's old name to its new one
+        target = localtime.readlink().parts  # the target may also be a link, from a zone's old name to its new one
     except OSError:
         return None
     return _zone("/".join(target[target.index("zoneinfo") + 1 :])) if "zoneinfo" in target else None

@@ -34,7 +34,6 @@ EXPOSURE = AugmentationOptions(
     flip=True, rotation=20, translation=0.06, scale=0.6, aspect=0.35, brightness=0.35, contrast=0.45, gamma=0.8, blur=1.2,
     noise=0.05, jpeg=0.8,
 )  # fmt: skip
-_BATCH = 48
 _LEARNING_RATE, _WEIGHT_DECAY = 5e-4, 0.02
 _LABEL_SMOOTHING = 0.03  # a few ages are unknown or wrong
 _AVERAGING = 0.995  # decay of the moving average of the weights
@@ -53,6 +52,7 @@ def train_age_classifier(
     *,
     steps: int,
     seed: int,
+    batch: int = 48,
     view: View | None = None,
 ) -> AgeClassifier:
     """Train an age classifier on the CPU and return it in evaluation mode.
@@ -62,8 +62,9 @@ def train_age_classifier(
         outside: Preprocessed images of patients outside the age range, shape (m, size, size).
         groups: Group, such as the source, of each image in `outside`. Groups are sampled in proportion to the square root of
             their size, to give small groups more weight.
-        steps: Training steps. Each uses 48 augmented images, on average half from `outside`.
+        steps: Training steps.
         seed: Seed of the initial weights, the sampling and the augmentation.
+        batch: Number of augmented images per step, on average half from `outside`.
         view: Transform of gray levels (n, size, size) that hides information from the network, for control experiments.
 
     Raises:
@@ -85,9 +86,9 @@ def train_age_classifier(
         classifier.train()
         for step in track_steps(steps, "training the age classifier"):
             rng = np.random.default_rng(derive_seed(seed, step, 12))
-            rows = rng.choice(len(pixels), _BATCH, p=probabilities)
+            rows = rng.choice(len(pixels), batch, p=probabilities)
             styled = exchange_styles(torch.from_numpy(pixels[rows]), rng)
-            images = augment(styled, EXPOSURE, rng.integers(2**62, size=_BATCH).tolist())
+            images = augment(styled, EXPOSURE, rng.integers(2**62, size=batch).tolist())
             target = torch.from_numpy(is_outside[rows]).float() * (1 - 2 * _LABEL_SMOOTHING) + _LABEL_SMOOTHING
             optimizer.zero_grad()
             loss = F.binary_cross_entropy_with_logits(classifier(view(images) if view else images), target)

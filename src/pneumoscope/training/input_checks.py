@@ -22,12 +22,15 @@ from pneumoscope.training.negative_images import negative_image
 
 __all__ = [
     "ACCEPTED",
+    "MAX_CROPPED_AREA",
     "PLAUSIBLE",
     "SIDE",
+    "crop_image",
     "draw_examples",
     "fit_input_checks",
     "fit_mahalanobis",
     "train_input_classifier",
+    "transform_to_class",
 ]
 
 # Side of the examples in pixels; the classifier halves it. Small enough to draw new examples at each step.
@@ -56,7 +59,7 @@ ACCEPTED = AugmentationOptions(
     jpeg=0.5,
 )
 _ROTATED = PLAUSIBLE.model_copy(update={"rotation": 30.0})
-_MAX_CROPPED_AREA = 0.35  # fraction of the image area
+MAX_CROPPED_AREA = 0.35  # fraction of the image area
 _MAX_COMPONENTS = 96
 _AUGMENTED_COPIES = 4  # per image; fewer do not cover the plausible variation
 _BATCH = 32
@@ -159,7 +162,7 @@ def draw_examples(
     classes = rng.choice(len(INPUT_CLASSES), count, p=frequencies / frequencies.sum())
     images = pixels[rng.choice(rows, count)]
     cropped = [
-        _crop(image, rng) if INPUT_CLASSES[class_index] == "cropped" else image
+        crop_image(image, rng) if INPUT_CLASSES[class_index] == "cropped" else image
         for image, class_index in zip(images, classes, strict=True)
     ]
     resized = torch.stack([_resize(image) for image in cropped])
@@ -171,7 +174,7 @@ def draw_examples(
         torch.from_numpy(rotated).view(-1, 1, 1), augment(resized, _ROTATED, seeds), augment(resized, PLAUSIBLE, seeds)
     )
     for i, class_index in enumerate(classes.tolist()):
-        examples[i] = _transform(examples[i], INPUT_CLASSES[class_index], rng)
+        examples[i] = transform_to_class(examples[i], INPUT_CLASSES[class_index], rng)
     return examples, torch.from_numpy(classes)
 
 
@@ -181,15 +184,15 @@ def _resize(image: npt.NDArray[np.uint8]) -> Tensor:
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-def _crop(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def crop_image(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Return a random crop with 6% to 35% of the area and an aspect ratio from 2:3 to 3:2."""
-    area, ratio = rng.uniform(0.06, _MAX_CROPPED_AREA), np.exp(rng.uniform(-0.4, 0.4))
+    area, ratio = rng.uniform(0.06, MAX_CROPPED_AREA), np.exp(rng.uniform(-0.4, 0.4))
     height, width = (int(len(image) * np.sqrt(area * factor)) for factor in (1 / ratio, ratio))
     top, left = (int(rng.integers(len(image) - side + 1)) for side in (height, width))
     return image[top : top + height, left : left + width]
 
 
-def _transform(image: Tensor, input_class: InputClass, rng: np.random.Generator) -> Tensor:
+def transform_to_class(image: Tensor, input_class: InputClass, rng: np.random.Generator) -> Tensor:
     """Return an upright image transformed to another class; cropped images and negatives are returned unchanged."""
     mirror = bool(rng.random() < 0.5)
     if input_class == "mirrored":

@@ -43,7 +43,7 @@ from pneumoscope.training.trainer import (
     training_settings,
 )
 
-__all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_learning_rate"]
+__all__ = ["LEARNING_RATE_CURVE", "LEARNING_RATE_TABLE", "RateSearch", "find_learning_rate", "steepest_rate"]
 
 LEARNING_RATE_TABLE = "learning-rate.csv"
 LEARNING_RATE_CURVE = "learning-rate.svg"
@@ -225,10 +225,10 @@ def _result(finder: Any) -> RateSearch:
         if math.isfinite(corrected):
             pairs.append((float(rate), corrected))
     rates, losses = tuple(rate for rate, _ in pairs), tuple(loss for _, loss in pairs)
-    return RateSearch(rates, losses, _steepest(rates, losses))
+    return RateSearch(rates, losses, steepest_rate(rates, losses))
 
 
-def _steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+def steepest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return the rate at which the loss falls most steeply against the log rate, or None if it never falls."""
     inner = slice(_SKIPPED_FIRST, -1)
     if len(rates[inner]) < 2:

@@ -20,7 +20,7 @@ from pydicom.data import get_testdata_file
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import draw_phantom
 
-__all__ = ["negative_image"]
+__all__ = ["installed_photographs", "negative_image"]
 
 GrayImage = npt.NDArray[np.uint8]
 # Files of libraries that training already requires.
@@ -75,7 +75,8 @@ def negative_image(rng: np.random.Generator, image: GrayImage) -> GrayImage:
 
 
 @cache
-def _photographs() -> tuple[GrayImage, ...]:
+def installed_photographs() -> tuple[GrayImage, ...]:
+    """Return the photographs that installed libraries contain."""
     folders = {name: Path(str(importlib.util.find_spec(name).origin)).parent for name, _ in _PHOTOGRAPHS}  # type: ignore[union-attr]
     files = [path for name, pattern in _PHOTOGRAPHS for path in sorted(folders[name].glob(pattern))]
     return (*(decode(path).pixels for path in files), *map(_dicom_image, _DICOM_FILES))
@@ -98,7 +99,7 @@ def _resize(image: GrayImage, size: int) -> GrayImage:
 
 def _photograph(rng: np.random.Generator, image: GrayImage) -> GrayImage:
     """Return a random crop of a photograph or an image of another modality, randomly rotated and mirrored."""
-    photographs = _photographs()
+    photographs = installed_photographs()
     photograph = photographs[int(rng.integers(len(photographs)))]
     height, width = (max(8, int(side * rng.uniform(0.3, 1))) for side in photograph.shape)
     top, left = (

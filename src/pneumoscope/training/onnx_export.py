@@ -27,7 +27,14 @@ from pneumoscope.inference.session import Outputs
 from pneumoscope.models.base import ClassifierNetwork
 from pneumoscope.models.input_checks import InputChecks
 
-__all__ = ["LOGIT_TOLERANCE", "OUTPUT_TOLERANCE", "check_logits", "check_outputs", "export_onnx"]
+__all__ = [
+    "LOGIT_TOLERANCE",
+    "OUTPUT_TOLERANCE",
+    "check_logits",
+    "check_outputs",
+    "convolution_backward",
+    "export_onnx",
+]
 
 # Maximum difference of logits, relative to their magnitude if above 1. Scores then agree to 1e-4: x sigmoid'(x) <=
 # 0.224.
@@ -157,7 +164,7 @@ class _LogitAndHeatmap(nn.Module):
             weights = {name: tensor.detach() for name, tensor in self._weights().items()}
             self.traced = make_fx(
                 lambda weights, features: torch.func.functional_call(self.head, weights, (features,)),
-                decomposition_table={torch.ops.aten.convolution_backward.default: _convolution_backward},
+                decomposition_table={torch.ops.aten.convolution_backward.default: convolution_backward},
                 tracing_mode="symbolic",
             )(weights, features)
 
@@ -198,7 +205,7 @@ def _is_uniform(gradient: Tensor) -> bool:
     return torch.equal(gradient, gradient[..., :1, :1].expand_as(gradient))
 
 
-def _convolution_backward(
+def convolution_backward(
     gradient: Tensor, inputs: Tensor, weight: Tensor, bias_sizes: object, stride: list[int], *rest: Any
 ) -> tuple[Tensor, None, None]:
     """Return the gradient of a convolution's input as a transposed convolution, because ONNX has no operator for it.

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from pneumoscope.core.errors import DatasetError, UsageError
-from pneumoscope.evaluation.saliency.check import _finite_mean, check_saliency, saliency_markdown
+from pneumoscope.evaluation.saliency.check import check_saliency, finite_mean, saliency_markdown
 from pneumoscope.evaluation.saliency.localization import read_mask
 from pneumoscope.evaluation.saliency.metrics import localize
 
 
 def test_constant_heatmaps_are_left_out_of_the_mean() -> None:
-    assert _finite_mean([[0.2, np.nan], [0.4, np.nan]])[0] == pytest.approx(0.3)
-    assert np.isnan(_finite_mean([[0.2, np.nan], [0.4, np.nan]])[1])
+    assert finite_mean([[0.2, np.nan], [0.4, np.nan]])[0] == pytest.approx(0.3)
+    assert np.isnan(finite_mean([[0.2, np.nan], [0.4, np.nan]])[1])
 
 
 def test_test_images_are_rejected(maker: Any) -> None:

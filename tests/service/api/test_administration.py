@@ -6,6 +6,7 @@ from tests.service.conftest import TOKEN, insert_token, png, post, problem, repo
 
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.auth.throttle import SignInThrottle
 from pneumoscope.service.settings import Settings
 
 SENDER, READER = "sender".ljust(16, "-"), "reader".ljust(16, "-")
@@ -111,7 +112,7 @@ def test_tokens_of_a_service_without_authentication_are_managed_by_the_command_l
 def test_guessing_a_token_is_slowed_down_but_known_tokens_work(clients, monkeypatch):
     client = clients["reader"]
     # The delay of a second does not pass while a busy machine answers.
-    monkeypatch.setattr(client.app.state.authenticator._throttle, "_now", lambda: 1000.0)
+    monkeypatch.setattr(client.app.state.authenticator, "throttle", SignInThrottle(lambda: 1000.0))
     for _ in range(5):
         problem(client.get("/v1/predictions", headers={"Authorization": "Bearer guess"}), 401, "authentication")
     answer = client.get("/v1/predictions", headers={"Authorization": "Bearer guess"})

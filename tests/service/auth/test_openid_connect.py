@@ -144,9 +144,20 @@ def test_claims_may_have_other_names(model, tmp_path, issuer):
     with service(model, tmp_path, issuer, **names) as client:
         assert "Sign in with Clinic &lt;login&gt;" in client.get("/sign-in").text
         assert client.get(authorize(client, "1")).status_code == 403
-    assert module._claim({"realm_access": {"roles": ["a"]}}, "realm_access.roles") == ["a"]
-    assert module._claim({"realm_access": 3}, "realm_access.roles") is None
-    assert module._claim({"https://clinic.example/roles": ["a"]}, "https://clinic.example/roles") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "sub", "status"),
+    [
+        ("realm_access.roles", "9", 200),
+        ("realm_access.roles", "10", 403),
+        ("realm_access.roles.name", "9", 403),
+        ("https://clinic.example/roles", "9", 200),  # a claim whose name has dots
+    ],
+)
+def test_role_claim_may_be_a_member_of_another_claim(model, tmp_path, issuer, claim, sub, status):
+    with service(model, tmp_path, issuer, role_claim=claim) as client:
+        assert client.get(authorize(client, sub)).status_code == status
 
 
 @pytest.mark.parametrize(

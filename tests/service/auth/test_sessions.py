@@ -5,7 +5,6 @@ import re
 import pytest
 
 from pneumoscope.core.errors import AuthenticationError
-from pneumoscope.service.auth import sessions as module
 from pneumoscope.service.auth.sessions import CODE_SECONDS, SESSION_SECONDS, Sessions, SignInCodes
 from pneumoscope.service.auth.users import AuthenticatedUser
 
@@ -50,9 +49,8 @@ def test_unknown_cookie_is_rejected(cookie):
         Sessions().user(cookie)
 
 
-def test_oldest_session_ends_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(module, "_MAX_SESSIONS", 2)
-    sessions = Sessions()
+def test_oldest_session_ends_when_there_are_too_many():
+    sessions = Sessions(max_sessions=2)
     first, second, third = (sessions.begin(user) for user in (USER, OTHER, THIRD))
     with pytest.raises(AuthenticationError):
         sessions.user(first)

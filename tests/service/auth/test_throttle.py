@@ -3,7 +3,6 @@
 import pytest
 
 from pneumoscope.core.errors import TooManyRequestsError
-from pneumoscope.service.auth import throttle as module
 from pneumoscope.service.auth.throttle import SignInThrottle
 
 
@@ -62,9 +61,8 @@ def test_success_or_a_quarter_of_an_hour_forgets_failures():
     throttle.check("b")
 
 
-def test_addresses_are_forgotten_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(module, "_MAX_ADDRESSES", 2)
-    throttle = SignInThrottle(Clock())
+def test_addresses_are_forgotten_when_there_are_too_many():
+    throttle = SignInThrottle(Clock(), max_addresses=2)
     for address in "abc":
         for _ in range(5):
             throttle.record_failure(address)

@@ -33,7 +33,7 @@ __all__ = [
 
 CREATED = "2026-11-20T07:08:09.123456+00:00"
 _SIZE = 96  # pixels of each side
-_POPULATION = Population(ages=(1, 5), sites=1, view="AP")
+POPULATION = Population(ages=(1, 5), sites=1, view="AP")
 _PREDICTION = Prediction(
     path="a.dcm",
     decision="pneumonia",
@@ -189,7 +189,7 @@ def objects(decision: str, file: bytes, name: str = "", settings: ResultSettings
 
     def result(kind: ObjectKind) -> Result:
         uid = result_uid(kind, header.SOPInstanceUID, decision)
-        return Result(uid, prediction, CREATED, header, settings or ResultSettings(), _POPULATION, shown)
+        return Result(uid, prediction, CREATED, header, settings or ResultSettings(), POPULATION, shown)
 
     files: dict[ObjectKind, bytes] = {"structured_report": structured_report(result("structured_report"))}
     image = None if prediction.failure else heatmap().image

@@ -4,6 +4,7 @@ import io
 import itertools
 import ssl
 import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from pydicom.uid import generate_uid
+from tests.benchmarks.loading import load_benchmark
 from tests.certificates import make_certificates
 
 from pneumoscope.service.app import create_app
@@ -35,6 +37,8 @@ receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
 commitment = pytest.importorskip("pneumoscope.service.dicom.commitment")
 pytestmark = pytest.mark.slow  # objects are exchanged with another node
 SECONDS = 60
+MAX_PARSE_SECONDS = 0.3  # processor time for a report, in the service's process
+bombs = load_benchmark("dicom_bombs")
 MODEL, INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
 HOUR = timedelta(hours=1)
 
@@ -48,6 +52,7 @@ class CommittingArchive(Archive):
         node_port: Port to which it reports.
         requests: The data sets of N-ACTION.
         answers: Statuses of N-EVENT-REPORT.
+        on_association: Called when an association is requested.
         tls: Contexts of its server and of its client; None without TLS.
         encryption: Version of TLS of the connection of each N-ACTION; None without TLS.
     """
@@ -57,14 +62,17 @@ class CommittingArchive(Archive):
         self.tls, self.encryption = None, []
         self.reports, self.refuses, self.node_port, self.action_status = reports, 0, 0, 0x0000
         self.requests, self.answers, self.threads = [], [], []
-        self.offers = True
+        self.offers, self.on_association = True, lambda: None
         self.refuses_requests_with_first, self.refused = False, ""
 
     def start(self):
         ae = pynetdicom.AE("ARCHIVE")
         for sop_class in (*self.sop_classes(), *([MODEL] if self.offers else [])):
             ae.add_supported_context(sop_class)
-        handlers = [(pynetdicom.evt.EVT_C_STORE, self._store), (pynetdicom.evt.EVT_N_ACTION, self._act)]
+        handlers = [
+            (pynetdicom.evt.EVT_C_STORE, self._store), (pynetdicom.evt.EVT_N_ACTION, self._act),
+            (pynetdicom.evt.EVT_REQUESTED, lambda _: self.on_association()),
+        ]  # fmt: skip
         context = self.tls and self.tls[0]
         self._server = ae.start_server(
             ("127.0.0.1", self.port), block=False, evt_handlers=handlers, ssl_context=context
@@ -104,13 +112,13 @@ class CommittingArchive(Archive):
         information = report(request.TransactionUID, items[n_failed:], items[:n_failed])
         if self.reports == "same":
             threading.Event().wait(0.2)  # until the response is sent
-            self._send(association, information)
+            self.send_report(association, information)
         else:
             wait_until(lambda: association.is_released, "the association of the request is not released")
             with reporting(self.node_port, tls=self.tls and self.tls[1]) as opened:
-                self._send(opened, information)
+                self.send_report(opened, information)
 
-    def _send(self, association, information):
+    def send_report(self, association, information):
         event_type = 2 if "FailedSOPSequence" in information else 1
         status, _ = association.send_n_event_report(information, event_type, MODEL, INSTANCE)
         self.answers.append(status.get("Status"))
@@ -173,7 +181,7 @@ def at_once(monkeypatch):
     begin = Commitments.begin
 
     def begin_when_nothing_waits(commitments, *arguments):
-        waits = any(each.waiting for each in Outbox(commitments._engine).status())
+        waits = any(each.waiting for each in Outbox(commitments.engine).status())
         return None if waits else begin(commitments, *arguments)
 
     monkeypatch.setattr(Commitments, "begin", begin_when_nothing_waits)
@@ -333,7 +341,7 @@ def test_report_after_a_restart_is_recorded(model, archive, at_once, tmp_path):
     (request,) = archive.requests
     with service(model, archive, PredictionRepository(tmp_path / "data")) as (_, repository):
         with reporting(archive.node_port) as association:
-            archive._send(association, report(request.TransactionUID, request.ReferencedSOPSequence))
+            archive.send_report(association, report(request.TransactionUID, request.ReferencedSOPSequence))
         assert archive.answers == [0x0000]
         assert commitments(repository) == ["committed", "committed"]
     assert len(archive.requests) == 1
@@ -404,6 +412,61 @@ def statuses_of_undecodable_report(port):
     return statuses
 
 
+def received_report(information, *, is_implicit=True):
+    """The event of a report that was received, with these bytes as its data set."""
+    request = pynetdicom.dimse_primitives.N_EVENT_REPORT()
+    request.MessageID, request.EventTypeID = 1, 1
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MODEL, INSTANCE
+    request.EventInformation = io.BytesIO(information)
+    syntax = pydicom.uid.ImplicitVRLittleEndian if is_implicit else pydicom.uid.ExplicitVRLittleEndian
+    context = pynetdicom.presentation.PresentationContextTuple(1, MODEL, syntax)
+    return pynetdicom.events.Event(None, pynetdicom.evt.EVT_N_EVENT_REPORT, {"request": request, "context": context})
+
+
+@pytest.fixture(scope="module")
+def no_requests():
+    """Commitments without a request: no report is about one."""
+    return Commitments(PredictionRepository(None).engine)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("size", [commitment.MAX_REPORT_BYTES, 2**20])
+@pytest.mark.parametrize("name", list(bombs.report_bombs(2**16)))
+def test_report_that_takes_long_to_parse_is_refused_at_once(no_requests, name, size):
+    bomb = bombs.report_bombs(size)[name]
+    assert 0.8 * size < len(bomb) <= size
+    start = time.process_time()
+    status = commitment.answer_report(received_report(bomb), "PACS", no_requests, datetime.now(UTC))
+    assert time.process_time() - start < MAX_PARSE_SECONDS
+    assert status == 0x0115
+
+
+@pytest.mark.parametrize("is_implicit", [True, False])
+def test_longest_report_of_a_request_is_recorded(repository, is_implicit):
+    now = datetime(2026, 1, 1, 1, tzinfo=UTC)
+    for number in range(commitment.MAX_OBJECTS):
+        deliver(repository, f"1.2.{number + 1}", now)
+    requests = Commitments(repository.engine)
+    request = requests.begin("PACS", now + HOUR, HOUR, commitment.MAX_OBJECTS)
+    failed = []
+    for delivery in request.deliveries:
+        each = pydicom.Dataset()
+        each.ReferencedSOPClassUID = each.StorageMediaFileSetUID = "1." + 62 * "2"
+        each.ReferencedSOPInstanceUID, each.FailureReason = delivery.result_uid, 0x0112
+        each.RetrieveAETitle, each.StorageMediaFileSetID = 16 * "A", 16 * "B"
+        each.is_undefined_length_sequence_item = True
+        each.add_new(0x00110010, "LO", 64 * "V")  # of the peer's vendor
+        each.add_new(0x00111001, "LO", 64 * "V")
+        failed.append(each)
+    information = pydicom.Dataset()
+    information.TransactionUID, information.FailedSOPSequence = request.transaction_uid, failed
+    encoded = pynetdicom.dsutils.encode(information, is_implicit, True)
+    assert len(encoded) > commitment.MAX_REPORT_BYTES / 2
+    event = received_report(encoded, is_implicit=is_implicit)
+    assert commitment.answer_report(event, "PACS", requests, now + HOUR) == 0x0000
+    assert {each.error for each in repository.outbox.find(("waiting",))} == {"not_committed_0112"}
+
+
 def test_report_of_another_ae_is_refused(model, archive, at_once):
     with requested(model, archive) as (repository, _):
         with reporting(archive.node_port, calling="STRANGER") as association:
@@ -425,7 +488,7 @@ def test_report_of_another_peer_changes_nothing(model, archive, at_once):
         wait_for_commitment(repository, ["requested", "requested"])
         (request,) = archive.requests
         with reporting(opened.port, calling="OTHER") as association:
-            archive._send(association, report(request.TransactionUID, request.ReferencedSOPSequence))
+            archive.send_report(association, report(request.TransactionUID, request.ReferencedSOPSequence))
         assert archive.answers == [0x0115]
         assert commitments(repository) == ["requested", "requested"]
 
@@ -486,7 +549,7 @@ def test_report_without_tls_or_certificate_is_not_accepted_by_a_node_with_tls(
             assert commitments(repository) == ["requested", "requested"]
         with reporting(archive.node_port, tls=archive.tls[1]) as association:
             assert tls_version(association) == "TLSv1.3"
-            archive._send(association, information)
+            archive.send_report(association, information)
         assert archive.answers == [0x0000]
         assert commitments(repository) == ["committed", "committed"]
 
@@ -502,13 +565,7 @@ def test_peer_that_does_not_offer_commitment_is_asked_every_15_minutes_at_most(a
     asked, clock = [], [datetime(2026, 1, 1, 1, tzinfo=UTC)]
     settings = configuration(archive)
     requester = commitment.CommitmentRequester(settings, repository.engine, threading.Event(), now=lambda: clock[0])
-    send = requester._send
-
-    def note(*arguments):
-        asked.append(clock[0])
-        send(*arguments)
-
-    requester._send = note
+    archive.on_association = lambda: asked.append(clock[0])
     for minute in range(60):
         if minute % 5 == 0:
             deliver(repository, f"1.2.{minute + 1}", clock[0])
@@ -540,9 +597,10 @@ def test_silent_peer_is_asked_again_with_another_transaction(archive, repository
     settings = configuration(
         archive, destinations=(Destination(peer="PACS", storage_commitment=True, commitment_seconds=60),)
     )
-    requester = commitment.CommitmentRequester(settings, repository.engine, threading.Event(), now=lambda: clock[0])
+    stopped = threading.Event()
+    stopped.set()  # do not wait for a report
+    requester = commitment.CommitmentRequester(settings, repository.engine, stopped, now=lambda: clock[0])
     (peer,) = settings.peers
-    requester._stopped.set()  # do not wait for a report
     for minutes in (0, 1, 2, 4):
         clock[0] += timedelta(minutes=minutes)
         assert requester.request_due(peer)

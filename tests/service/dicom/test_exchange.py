@@ -175,7 +175,7 @@ def test_lost_instance_is_in_the_audit_log(waiting):
     receive(waiting, **HEADER)
     repository = waiting.app.state.service.repository
     (instance,) = instances(repository)
-    repository.inbox._files.remove(instance["image_sha256"])
+    repository.inbox.files.remove(instance["image_sha256"])
     waiting.post("/v1/inbox/release", json={})
     deadline = time.monotonic() + 60
     while repository.inbox.status().instances:

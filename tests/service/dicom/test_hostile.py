@@ -1,4 +1,4 @@
-"""Hostile files, PDUs and clients at the DICOM port and at STOW-RS; `benchmarks/dicom_hostile.py` sends more of them."""
+"""Hostile files, PDUs and clients at the DICOM port, STOW-RS and a pull; `benchmarks/dicom_hostile.py` sends more of them."""
 
 import io
 import json
@@ -9,22 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pydicom
 import pytest
 from fastapi.testclient import TestClient
-from pydicom.uid import generate_uid
 from tests.benchmarks.loading import load_benchmark
-from tests.images import dicom
 from tests.service.conftest import post, problem
 
 from pneumoscope.core.errors import UnreadableImageError
 from pneumoscope.imaging.image import MAX_PART_BYTES
 from pneumoscope.imaging.sandbox.pool import DecodePool, Limits
 from pneumoscope.inference.model import Model
+from pneumoscope.inference.session import BundleSession
 from pneumoscope.service.app import create_app
 from pneumoscope.service.storage.repository import PredictionRepository
 
 pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 pytest.importorskip("highdicom", reason="[pacs] is not installed")
 pytestmark = pytest.mark.slow  # objects are exchanged with another node
-benchmark = load_benchmark("dicom_hostile")
+benchmark, bombs = load_benchmark("dicom_hostile"), load_benchmark("dicom_bombs")
 
 # A bomb that runs into the limit on processor time fails in a second.
 LIMITS = Limits(memory=2**30, cpu_seconds=60, part_cpu_seconds=1, wall_seconds=60)
@@ -39,15 +38,15 @@ def pool():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", list(benchmark.header_bombs()))
+@pytest.mark.parametrize("name", list(bombs.header_bombs()))
 def test_header_of_4_mib_is_refused_at_once(name):
-    assert benchmark.header_seconds(benchmark.header_bombs()[name]) < benchmark.MAX_HEADER_SECONDS
+    assert benchmark.header_seconds(bombs.header_bombs()[name]) < benchmark.MAX_HEADER_SECONDS
 
 
 @pytest.mark.parametrize("part", ["header", "frame", "display"])
-@pytest.mark.parametrize("name", list(benchmark.header_bombs()))
+@pytest.mark.parametrize("name", list(bombs.header_bombs()))
 def test_bomb_beyond_columns_costs_the_service_no_time(pool, name, part):
-    bomb = benchmark.header_bombs(after_columns=True)[name]
+    bomb = bombs.header_bombs(after_columns=True)[name]
     start = time.process_time()
     code, size = "", 0
     try:
@@ -61,20 +60,11 @@ def test_bomb_beyond_columns_costs_the_service_no_time(pool, name, part):
     )  # fmt: skip
 
 
-def stored_bomb(level, items):
-    """Return an image with a sequence of empty items after Columns."""
-    uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
-    content = dicom(level, **uids, PatientID="7", PatientAge="003Y")
-    sequence = b"\x29\x00\x10\x10SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * items
-    at = content.index(b"\xe0\x7f\x10\x00")
-    return content[:at] + sequence + b"\xfe\xff\xdd\xe0\0\0\0\0" + content[at:]
-
-
 @pytest.mark.parametrize("rest", ["metadata", "frames/1"])
-def test_stored_bomb_is_a_problem_and_the_service_stays_responsive(model, pool, rest):
-    app = create_app(Model(model._session, pool=pool), PredictionRepository(None))
+def test_stored_bomb_is_a_problem_and_the_service_stays_responsive(bundle, pool, rest):
+    app = create_app(Model(BundleSession.load(bundle), pool=pool), PredictionRepository(None))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:
-        bomb, ordinary = stored_bomb(100, items=200_000), stored_bomb(180, items=1)
+        bomb, ordinary = bombs.image_bomb(200_000, level=1), bombs.image_bomb(1, level=2)
         post(client, bomb, ordinary)
         paths = []
         for content in (bomb, ordinary):
@@ -107,7 +97,8 @@ def test_mutated_files_are_reproducible():
 
 
 @pytest.mark.slow
-def test_service_withstands_hostile_input(bundle, tmp_path, capsys):
+def test_service_withstands_hostile_input(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "BOMB_ITEMS", 20_000)  # that are read in time
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     status = benchmark.main(["--inputs", "150", "--model", str(bundle), "--out", str(tmp_path)])
@@ -120,5 +111,7 @@ def test_service_withstands_hostile_input(bundle, tmp_path, capsys):
         "no certificate": "closed",
     }
     assert document["limits"]["wrong called AE title"] == document["limits"]["unknown calling AE title"] == "rejected"
+    assert document["bombs by pull"] == {"stored": 2, "failed": 12}
+    assert document["stored bombs by WADO-RS"] == {"200": 6}
     assert {"0x0000", "0xc000"} <= set(document["C-STORE"])
     assert "no crash, no leak, nothing left" in capsys.readouterr().out

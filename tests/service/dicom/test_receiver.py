@@ -21,6 +21,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
+from tests.benchmarks.loading import load_benchmark
 from tests.service.conftest import predicted, served, verified
 from tests.service.dicom.nodes import PEER, SECONDS, association, instance, node, storescu
 
@@ -33,6 +34,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="[pacs] is not installed")
 receiver = pytest.importorskip("pneumoscope.service.dicom.receiver")
+benchmark = load_benchmark("dicom_hostile")
 
 
 def connection(opened):
@@ -120,12 +122,13 @@ def test_invalid_uid_is_not_used_as_an_image_name(invalid):
     assert image_name("1.2.840.1") == "1.2.840.1"
 
 
-def test_peer_that_sends_further_instances_meanwhile_holds_no_more_than_the_limit(model, monkeypatch):
-    release = threading.Event()
+def test_peer_that_sends_further_instances_meanwhile_holds_no_more_than_the_limit(model, monkeypatch, caplog):
+    storing, release = threading.Event(), threading.Event()
     with node(model, max_bytes=100_000) as (client, opened):
         inbox = type(client.app.state.service.repository.inbox)
 
         def wait(*_, **__):
+            storing.set()
             release.wait(SECONDS)
             raise StorageError("full")
 
@@ -133,11 +136,11 @@ def test_peer_that_sends_further_instances_meanwhile_holds_no_more_than_the_limi
         with association(opened) as sender:
             thread = threading.Thread(target=lambda: sender.send_c_store(instance()))
             thread.start()
+            assert storing.wait(SECONDS)
+            sender.dul.socket.socket.sendall(benchmark.store_request(bytes(200_000)))
             deadline = time.monotonic() + SECONDS
-            while not opened._storing and time.monotonic() < deadline:
+            while "more than 100000 bytes" not in caplog.text and time.monotonic() < deadline:
                 time.sleep(0.02)
-            event = type("Event", (), {"assoc": opened._ae.active_associations[0], "data": bytes(200_000)})
-            opened._count_bytes(event)
             release.set()
             thread.join(SECONDS)
             deadline = time.monotonic() + SECONDS

@@ -213,7 +213,7 @@ def test_report_identifies_the_algorithm_and_states_the_notice():
     prediction = PREDICTIONS["uncertain"]
     for code, value in (
         ("111001", "pneumoscope default"), ("111003", "0.1.0"), ("122405", "pneumoscope"), ("operating-point", "balanced"),
-        ("model-sha256", prediction.model.sha256), ("notice", notice(matrix._POPULATION)),
+        ("model-sha256", prediction.model.sha256), ("notice", notice(matrix.POPULATION)),
     ):  # fmt: skip
         assert item(report, code).TextValue == value
     assert item(report, "111000").ConceptCodeSequence[0].CodeMeaning == "Artificial Intelligence"
@@ -248,7 +248,7 @@ def test_rejection_by_the_network_states_the_value_and_the_limit_in_every_object
     rejection = Rejection("inverted", {"probability": 0.125, "limit": 0.5})
     prediction = dataclasses.replace(PREDICTIONS["rejected"], rejection=rejection)
     file = image_file(**COMPLETE)
-    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix._POPULATION)
+    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix.POPULATION)
     reason = "Probability of an upright chest radiograph: 0.125; rejected below 0.500"
     assert item(read(structured_report(result)), "explanation").TextValue.endswith(reason)
     (annotation,) = read(presentation_state(result, matrix.read_display(file))).GraphicAnnotationSequence
@@ -264,7 +264,7 @@ def test_warnings_are_stated_in_every_object(chinese_font, monkeypatch):
     warnings = ("age_not_stated", "view_not_stated")
     prediction = dataclasses.replace(PREDICTIONS["no_pneumonia"], warnings=warnings)
     file, settings = image_file(**COMPLETE), ResultSettings(languages=("en", "zh-Hant"), font=chinese_font)
-    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), settings, matrix._POPULATION)
+    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), settings, matrix.POPULATION)
     sentences = [warning_message(each) for each in warnings]
     assert texts(read(structured_report(result)), "warning") == sentences
     (annotation,) = read(presentation_state(result, matrix.read_display(file))).GraphicAnnotationSequence
@@ -279,7 +279,7 @@ def test_report_and_presentation_state_warn_of_an_age_that_contradicts_the_dates
     identity = Identity(patient_birth_date="1990-02-03", study_date="2026-02-03")
     prediction = dataclasses.replace(PREDICTIONS["pneumonia"], age=PatientAge(4.0, "header"), identity=identity)
     file = image_file(**COMPLETE)
-    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix._POPULATION)
+    result = Result("1.2.3", prediction, matrix.CREATED, read_header(file), ResultSettings(), matrix.POPULATION)
     (warning,) = texts(read(structured_report(result)), "warning")
     assert warning.startswith("Contradictory age: 4 years stated, 36 years by birth date and study date")
     (annotation,) = read(presentation_state(result, matrix.read_display(file))).GraphicAnnotationSequence
@@ -418,7 +418,7 @@ def test_parametric_map_has_the_contributions_at_the_size_of_the_image():
         found.PerFrameFunctionalGroupsSequence[0].RealWorldValueMappingSequence
     )
     assert (mapping[0].RealWorldValueSlope, mapping[0].MeasurementUnitsCodeSequence[0].CodeValue) == (1, "1")
-    assert (found.ContentQualification, found.ImageComments) == ("RESEARCH", notice(matrix._POPULATION))
+    assert (found.ContentQualification, found.ImageComments) == ("RESEARCH", notice(matrix.POPULATION))
     assert read(image).SOPInstanceUID in {
         each.value for each in found.iterall() if each.keyword == "ReferencedSOPInstanceUID"
     }
@@ -476,7 +476,7 @@ def test_capture_has_the_text_of_each_language_in_its_order(chinese_font, decisi
 
     def captions(*languages):
         image = draw_result(
-            prediction, matrix.heatmap().image, heatmap, matrix._POPULATION, languages=languages, font=chinese_font
+            prediction, matrix.heatmap().image, heatmap, matrix.POPULATION, languages=languages, font=chinese_font
         )
         return image[640:]
 
@@ -519,7 +519,7 @@ def test_long_texts_are_wrapped_within_the_picture():
     long = dataclasses.replace(
         PREDICTIONS["uncertain"], model=dataclasses.replace(PREDICTIONS["uncertain"].model, name="model-" * 40)
     )
-    picture = draw_result(long, matrix.heatmap().image, matrix.heatmap(), matrix._POPULATION)
+    picture = draw_result(long, matrix.heatmap().image, matrix.heatmap(), matrix.POPULATION)
     assert picture.shape[1] == 640
     assert (picture[640:, -14:] == 17).all(), "text in the margin"
 

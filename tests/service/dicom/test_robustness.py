@@ -114,7 +114,7 @@ def lose_file(repository, place=1):
     columns = received_instances.c
     query = select(columns.image_sha256).where(columns.state == "waiting").order_by(columns.number)
     with read_transaction(repository.engine) as connection:
-        repository.inbox._files.remove(connection.execute(query).scalars().all()[place - 1])
+        repository.inbox.files.remove(connection.execute(query).scalars().all()[place - 1])
 
 
 def test_image_whose_later_copy_is_lost_has_its_result_with_the_corrected_patient(model, archive, order):
@@ -233,12 +233,12 @@ def test_copy_of_another_sender_sends_no_result_by_earlier_settings(model):
             copies = [
                 ReceivedInstance.from_row(row) for row in connection.execute(select(received_instances)).mappings()
             ]
-            client.app.state.processor.outcomes._enqueue_copies(connection, copies[1], NOW_TEXT)
+            client.app.state.processor.outcomes.enqueue_copies(connection, copies[1], NOW_TEXT)
         assert results() == set()
         with write_transaction(service.repository.engine) as connection:
             current = received_instances.c.number == 1
             connection.execute(received_instances.update().where(current).values(settings=copies[1].settings))
-            client.app.state.processor.outcomes._enqueue_copies(connection, copies[1], NOW_TEXT)
+            client.app.state.processor.outcomes.enqueue_copies(connection, copies[1], NOW_TEXT)
         assert results() == {("PACS1", "", True)}
 
 
@@ -416,7 +416,7 @@ def test_more_results_than_a_statement_has_parameters_wait_for_a_pacs_that_is_aw
 def test_report_of_an_earlier_copy_states_the_reason_when_the_file_of_a_later_one_is_lost(model, archive, order):
     with service(model, slow_configuration(archive)) as (client, repository):
         uid = receive(client, NumberOfFrames=12)
-        files = repository.inbox._files
+        files = repository.inbox.files
         earlier = set(files.staging_files())
         receive(client, SOPInstanceUID=uid)
         (later,) = set(files.staging_files()) - earlier
@@ -470,10 +470,10 @@ def test_file_of_a_failed_transaction_is_removed_by_the_next_one(repository, mon
         patched.setattr("pneumoscope.service.storage.inbox.replace_header", fail)
         with pytest.raises(StorageError):
             submit(repository, 1)
-    assert len(repository.inbox._files.staging_files()) == 1
+    assert len(repository.inbox.files.staging_files()) == 1
     submit(repository, 2)
     (waiting,) = repository.inbox.ready(10)
-    assert repository.inbox._files.staging_files() == [waiting.image_sha256]
+    assert repository.inbox.files.staging_files() == [waiting.image_sha256]
 
 
 # --- silent and slow clients ----------------------------------------------------------------------------------------

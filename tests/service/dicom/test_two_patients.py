@@ -14,7 +14,7 @@ from tests.service.storage.identities import store
 from pneumoscope.core.prediction import PatientAge
 from pneumoscope.imaging.header_identity import read_identity
 from pneumoscope.inference.model import load_model
-from pneumoscope.service.rendering import _as_of_header
+from pneumoscope.service.rendering import as_of_header
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.storage.tables import METADATA
@@ -194,7 +194,7 @@ def test_result_states_the_age_of_a_newborn_and_not_that_of_the_other_patient(re
     stored = store(repository, "a", identity, age=PatientAge(30.0), code="outside_age_range")
     rejection = dataclasses.replace(stored.rejection, parameters={"age": 30.0, "minimum": 1.0})
     stored = dataclasses.replace(stored, rejection=rejection)
-    shown = _as_of_header(stored, header_of(**SECOND | {"PatientAge": "000D"}))
+    shown = as_of_header(stored, header_of(**SECOND | {"PatientAge": "000D"}))
     assert (shown.age.years, shown.rejection.parameters["age"], shown.rejection.parameters["minimum"]) == (
         0.0,
         0.0,
@@ -204,9 +204,9 @@ def test_result_states_the_age_of_a_newborn_and_not_that_of_the_other_patient(re
 
 def test_result_of_another_instance_of_the_patient_states_the_entered_age(repository):
     stored = store(repository, "a", read_identity(header_of(PatientAge="")), age=PatientAge(3, "entered"))
-    same = _as_of_header(stored, header_of(PatientAge="", SOPInstanceUID="1.2.111.1.2"))
+    same = as_of_header(stored, header_of(PatientAge="", SOPInstanceUID="1.2.111.1.2"))
     assert (same.age, same.identity.sop_instance_uid) == (PatientAge(3, "entered"), "1.2.111.1.2")
-    assert _as_of_header(stored, header_of(**SECOND | {"PatientAge": ""})).age is None
+    assert as_of_header(stored, header_of(**SECOND | {"PatientAge": ""})).age is None
 
 
 def test_image_with_an_entered_age_only_is_predicted_without_it_for_another_patient(child_bundle):

@@ -270,7 +270,7 @@ def test_pages_contain_each_study_once_and_say_that_there_are_more(matched_clien
 
 def reads(client, monkeypatch):
     """Return a list to which the sizes are added that are read of stored files."""
-    sizes, stored = [], type(client.app.state.stored_instances._files)
+    sizes, stored = [], type(client.app.state.stored_instances.files)
     read = stored.beginning
 
     def record(self, prediction, size):
@@ -372,7 +372,7 @@ def test_headers_of_a_study_are_read_one_after_the_other_while_they_are_sent():
 
     async def receive():
         found = []
-        async for chunk in web_read._header_list(Stored(), ["a", "b", "c"], b'{"name": "a"}'):
+        async for chunk in web_read.header_list(Stored(), ["a", "b", "c"], b'{"name": "a"}'):
             found.append((chunk, list(read)))
         return found
 
@@ -405,9 +405,9 @@ def test_two_searches_run_at_once(client, monkeypatch):
         time.sleep(0.2)
         with lock:
             running.pop()
-        return stored_instances.SearchResult([])
+        return []
 
-    monkeypatch.setattr(stored_instances.StoredInstances, "_search", record)
+    monkeypatch.setattr(type(client.app.state.stored_instances.files), "study_uids", record)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: client.get("/dicom-web/studies").status_code, range(6)))
     assert answers == 6 * [200]
@@ -701,7 +701,7 @@ def test_large_file_is_streamed_in_parts(client, monkeypatch):
             return super().read(size)
 
     monkeypatch.setattr(web_read, "_CHUNK_BYTES", 1000)
-    monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", lambda *_: File(sent))
+    monkeypatch.setattr(type(client.app.state.stored_instances.files), "open", lambda *_: File(sent))
     ((_, content),) = parts(client.get(address(*uids(sent))))
     assert content == sent
     assert set(sizes) == {1000}
@@ -732,7 +732,7 @@ def test_image_that_was_removed_since_it_was_found_is_gone(client, monkeypatch, 
     def fail(*_):
         raise GoneError("removed")
 
-    monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", fail)
+    monkeypatch.setattr(type(client.app.state.stored_instances.files), "open", fail)
     problem(client.get(address(*uids(sent)), headers={"Accept": accept}), 410, "gone")
 
 
@@ -749,7 +749,7 @@ def test_body_ends_without_its_last_boundary_if_a_further_image_was_removed(mode
                 raise GoneError("removed")
             return files.pop()
 
-        monkeypatch.setattr(type(client.app.state.stored_instances._files), "open", open_first)
+        monkeypatch.setattr(type(client.app.state.stored_instances.files), "open", open_first)
         answer = client.get(address("1.2", "1.3"))
         _, boundary = MULTIPART.fullmatch(answer.headers["Content-Type"]).groups()
         assert sent[0] in answer.content

@@ -35,7 +35,7 @@ class Exchange:
         self.repository, self.outbox, self.inbox = repository, repository.outbox, repository.inbox
         self._seconds = itertools.count(1)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.inbox._now = self.tick
+        self.inbox.now = self.tick
 
     def tick(self):
         self.now += timedelta(seconds=1)

@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, text
 from pneumoscope.core.errors import UsageError
 from pneumoscope.service.audit.log import read_rows
 from pneumoscope.service.audit.verification import verify
-from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments, _is_due
+from pneumoscope.service.storage.commitments import MAX_FAILURES, CommitmentReport, Commitments, is_due
 from pneumoscope.service.storage.database import open_database, read_transaction, write_transaction
 from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.outbox_records import NEW_ROW, ResultSubject, retry_delay
@@ -55,7 +55,7 @@ class Sent:
 
     def commitments_are_due(self, hours):
         """Return whether a request would be due after a number of hours; nothing is recorded."""
-        due = _is_due("PACS", self.now + hours * HOUR)
+        due = is_due("PACS", self.now + hours * HOUR)
         with read_transaction(self.engine) as connection:
             return connection.execute(select(outbox.c.number).where(due)).first() is not None
 

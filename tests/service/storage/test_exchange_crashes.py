@@ -76,13 +76,13 @@ def test_crash_at_any_step_loses_and_doubles_no_instance_and_no_result(tmp_path,
                 )
                 assert repository.inbox.content(found) == content
         waiting = {row["image_sha256"] for row in rows(repository) if row["state"] == "waiting"}
-        assert set(repository.inbox._files.staging_files()) == waiting
+        assert set(repository.inbox.files.staging_files()) == waiting
 
         continue_after_crash(repository, number)
         uids = [f"1.2.{number}.{place}" for place in range(2)]
         found = [row for row in rows(repository) if row["sop_instance_uid"] in uids]
         assert [row["state"] for row in found] == ["predicted", "predicted"]
-        assert repository.inbox._files.staging_files() == []
+        assert repository.inbox.files.staging_files() == []
         paths = repository.find(Filter(), limit=200)
         assert paths.total == len({row["prediction_id"] for row in rows(repository)})
         deliveries = [each for each in repository.outbox.find(("delivered",)) if each.subject.sop_instance_uid in uids]

@@ -12,7 +12,7 @@ from pneumoscope.core.errors import ConflictError, UnknownNameError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge
 from pneumoscope.service.audit.verification import verify
-from pneumoscope.service.predictions import _word_forms
+from pneumoscope.service.predictions import word_forms
 from pneumoscope.service.storage.queries import Filter
 from pneumoscope.service.storage.repository import PredictionRepository
 from pneumoscope.service.storage.retention import REMOVED_NAME, Retention
@@ -275,7 +275,7 @@ FOUND = {
 
 def test_search_finds_words_of_names_numbers_and_files(repository):
     ids = {store(repository, name, identity, name=f"file {name}.png").id: name for name, identity in NAMES.items()}
-    pages = {text: repository.find(Filter(search=_word_forms(text))).predictions for text in FOUND}
+    pages = {text: repository.find(Filter(search=word_forms(text))).predictions for text in FOUND}
     assert {text: "".join(sorted(ids[each.id] for each in page)) for text, page in pages.items()} == FOUND
 
 

@@ -365,7 +365,7 @@ def test_objects_of_an_earlier_revision_are_in_the_study_of_their_header(tmp_pat
 
 def test_file_that_is_sent_again_before_its_loss_is_recorded_is_not_lost(exchange):
     received = exchange.receive("1", header("A"))
-    exchange.inbox._files.remove(received.image_sha256)
+    exchange.inbox.files.remove(received.image_sha256)
     assert exchange.inbox.content(received) is None
     exchange.receive("1", header("A"))  # acknowledged as a duplicate
     recorded = []
@@ -376,7 +376,7 @@ def test_file_that_is_sent_again_before_its_loss_is_recorded_is_not_lost(exchang
 
 def test_missing_file_is_recorded_as_lost(exchange):
     received = exchange.receive("1", header("A"))
-    exchange.inbox._files.remove(received.image_sha256)
+    exchange.inbox.files.remove(received.image_sha256)
     recorded = []
     assert exchange.inbox.finish_lost(received, "s", lambda connection, time: recorded.append(time)) is None
     assert (len(recorded), exchange.inbox.ready(10)) == (1, [])

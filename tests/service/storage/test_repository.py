@@ -575,8 +575,7 @@ def test_failed_removal_of_an_image_is_an_error_and_retried(repository, monkeypa
 
 
 def test_images_after_one_that_cannot_be_removed_expire(repository, monkeypatch):
-    for module in ("retention", "image_storage"):
-        monkeypatch.setattr(f"pneumoscope.service.storage.{module}._BATCH", 2)
+    monkeypatch.setattr(repository.storage, "batch", 2)
     stuck = {add(repository, bytes([place]))[0].image_sha256 for place in range(5)}
     stuck = set(sorted(stuck)[:2])
     remove = repository.storage.blobs.remove
@@ -588,7 +587,10 @@ def test_images_after_one_that_cannot_be_removed_expire(repository, monkeypatch)
 
     with monkeypatch.context() as failing:
         failing.setattr(repository.storage.blobs, "remove", fail_on_stuck)
-        for attempt in (partial(Retention(repository).expire_images, timedelta(0)), repository.storage.retry_failed):
+        for attempt in (
+            partial(Retention(repository, batch=2).expire_images, timedelta(0)),
+            repository.storage.retry_failed,
+        ):
             with pytest.raises(StorageError, match=r"busy \(and 1 more\)"):
                 attempt()
             assert {key for key, _ in repository.storage.blobs.stored()} == stuck
@@ -802,11 +804,10 @@ def test_orphaned_file_that_cannot_be_removed_has_one_audit_entry(tmp_path, monk
 
 
 def test_images_expire_in_batches(repository, monkeypatch):
-    for module in ("retention", "image_storage"):
-        monkeypatch.setattr(f"pneumoscope.service.storage.{module}._BATCH", 2)
+    monkeypatch.setattr(repository.storage, "batch", 2)
     for place in range(5):
         add(repository, bytes([place]))
-    assert Retention(repository).expire_images(timedelta(0)) == 5
+    assert Retention(repository, batch=2).expire_images(timedelta(0)) == 5
     assert [each.image_removed is not None for each in repository.find(Filter()).predictions] == 5 * [True]
     assert list(repository.storage.blobs.stored()) == []
     assert verify(repository.engine, images=repository.storage.blobs).rows == 10

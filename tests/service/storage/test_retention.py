@@ -16,12 +16,7 @@ from pneumoscope.service.storage.retention import Retention
 from pneumoscope.service.storage.tables import outbox, received_instances
 
 
-@pytest.fixture
-def short_interval(monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.retention._INTERVAL_SECONDS", 0.01)
-
-
-def test_expired_images_are_removed_and_failures_are_retried(repository, short_interval, monkeypatch, caplog):
+def test_expired_images_are_removed_and_failures_are_retried(repository, monkeypatch, caplog):
     add(repository)
     expire, done = Retention.expire_images, threading.Event()
     errors = [StorageError("locked"), KeyError("DOE^JANE")]
@@ -34,7 +29,7 @@ def test_expired_images_are_removed_and_failures_are_retried(repository, short_i
         return removed
 
     monkeypatch.setattr(Retention, "expire_images", fail_twice)
-    retention = Retention(repository, timedelta(0))
+    retention = Retention(repository, timedelta(0), interval_seconds=0.01)
     retention.start()
     assert done.wait(60)
     retention.stop(60)
@@ -45,9 +40,7 @@ def test_expired_images_are_removed_and_failures_are_retried(repository, short_i
     ]
 
 
-def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
-    repository, short_interval, monkeypatch, caplog
-):
+def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(repository, monkeypatch, caplog):
     stuck, _ = add(repository, b"stuck")
     remove, expire, done = repository.storage.blobs.remove, Retention.expire_images, threading.Event()
 
@@ -65,7 +58,7 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     with pytest.raises(StorageError):
         repository.remove(stuck.id, user="me")
     add(repository, b"expired")
-    retention = Retention(repository, timedelta(0))
+    retention = Retention(repository, timedelta(0), interval_seconds=0.01)
     retention.start()
     assert done.wait(60)
     retention.stop(60)
@@ -73,7 +66,7 @@ def test_image_that_cannot_be_removed_does_not_keep_other_images_from_expiring(
     assert set(caplog.messages) == {"Images or identities could not be removed; the next run tries again: read-only"}
 
 
-def test_without_an_age_only_failed_removals_are_retried(repository, short_interval, monkeypatch):
+def test_without_an_age_only_failed_removals_are_retried(repository, monkeypatch):
     record, _ = add(repository)
     add(repository, b"stays")
     remove, failures, done = repository.storage.blobs.remove, [1, 1, 1], threading.Event()
@@ -88,7 +81,7 @@ def test_without_an_age_only_failed_removals_are_retried(repository, short_inter
     monkeypatch.setattr(repository.storage.blobs, "remove", fail)
     with pytest.raises(StorageError):
         repository.remove(record.id, user="me")
-    retention = Retention(repository, None)
+    retention = Retention(repository, None, interval_seconds=0.01)
     retention.start()
     assert done.wait(60)
     retention.stop(60)
@@ -96,11 +89,10 @@ def test_without_an_age_only_failed_removals_are_retried(repository, short_inter
 
 
 def test_stop_leaves_the_rest_for_the_next_run(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 1)
     for place in range(5):
         add(repository, bytes([place]))
     turns = iter([False, False, True, True])  # the last one is of unreadable files
-    assert Retention(repository).expire_images(timedelta(0), stopped=lambda: next(turns)) == 2
+    assert Retention(repository, batch=1).expire_images(timedelta(0), stopped=lambda: next(turns)) == 2
     assert len(list(repository.storage.blobs.stored())) == 3
 
 
@@ -129,7 +121,6 @@ def identified(repository):
 
 
 def test_identifiers_of_many_instances_and_results_are_removed_in_short_transactions(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 3)
     add_old_headers(repository, 10)
     sizes, transaction = [], repository.storage.write_transaction
 
@@ -141,7 +132,7 @@ def test_identifiers_of_many_instances_and_results_are_removed_in_short_transact
         sizes.append(before - sum(identified(repository)))
 
     monkeypatch.setattr(repository.storage, "write_transaction", counted)
-    Retention(repository).expire_identities(timedelta(days=30))
+    Retention(repository, batch=3).expire_identities(timedelta(days=30))
     assert [each for each in sizes if each] == 2 * [3, 3, 3, 1]
     assert identified(repository) == [0, 0]
     events = [row.event for row in read_rows(repository.engine)]
@@ -152,12 +143,11 @@ def test_identifiers_of_many_instances_and_results_are_removed_in_short_transact
 
 
 def test_stop_leaves_the_rest_of_the_identifiers_for_the_next_run(repository, monkeypatch):
-    monkeypatch.setattr("pneumoscope.service.storage.retention._BATCH", 3)
     add_old_headers(repository, 10)
     turns = iter([False, False, False, True, False, True, True])  # the first one is of unreadable files
-    Retention(repository).expire_identities(timedelta(days=30), stopped=lambda: next(turns))
+    Retention(repository, batch=3).expire_identities(timedelta(days=30), stopped=lambda: next(turns))
     assert identified(repository) == [4, 7]
-    Retention(repository).expire_identities(timedelta(days=30))
+    Retention(repository, batch=3).expire_identities(timedelta(days=30))
     assert identified(repository) == [0, 0]
 
 
@@ -170,7 +160,7 @@ def test_stop_does_not_wait_longer_than_its_timeout(repository, monkeypatch):
         ended.set()
 
     monkeypatch.setattr(repository.storage, "retry_failed", wait)
-    retention = Retention(repository, None)
+    retention = Retention(repository, None, interval_seconds=0.01)
     retention.start()
     assert begun.wait(60)
     retention.stop(0.01)

@@ -14,7 +14,7 @@ from pneumoscope.core.errors import ConflictError, ImageOfTwoPatientsError
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import PatientAge
 from pneumoscope.service.audit.verification import verify
-from pneumoscope.service.predictions import _word_forms
+from pneumoscope.service.predictions import word_forms
 from pneumoscope.service.storage.database import DATABASE_FILE, write_transaction
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.queries import Filter
@@ -91,12 +91,12 @@ def test_other_patient_of_the_same_instance_is_a_correction(repository, uid):
 def test_search_finds_the_image_by_each_patient(repository, where):
     stored = two_patients(repository)
     store(repository, "b", jane(patient_id="1", patient_name="Poe^Ann", study_instance_uid="3", accession_number="3"))
-    assert found_by(repository, search=_word_forms(where)) == [(stored.id, JANE)]
+    assert found_by(repository, search=word_forms(where)) == [(stored.id, JANE)]
 
 
 def test_search_does_not_mix_the_words_of_two_patients(repository):
     two_patients(repository)
-    assert found_by(repository, search=_word_forms("jane roe")) == []
+    assert found_by(repository, search=word_forms("jane roe")) == []
 
 
 @pytest.mark.parametrize("patient", PAIR, ids=["first", "second"])
@@ -244,8 +244,8 @@ def test_prediction_is_shown_with_the_patient_whose_header_made_it(repository):
         assert found_by(repository, patient_key=stored.patient_key, latest=True) == [(each.id, own)]
         assert found_by(repository, patient_key=stored.patient_key) == [(each.id, own)]
     assert sorted(found_by(repository), key=str) == sorted([(first.id, jane), (rejected.id, bob)], key=str)
-    assert found_by(repository, search=_word_forms("roe")) == [(rejected.id, bob)]
-    assert found_by(repository, search=_word_forms("doe")) == [(first.id, jane)]
+    assert found_by(repository, search=word_forms("roe")) == [(rejected.id, bob)]
+    assert found_by(repository, search=word_forms("doe")) == [(first.id, jane)]
 
 
 def test_one_prediction_under_two_headers_has_the_age_of_each(repository):
@@ -365,7 +365,7 @@ def test_identities_of_a_document_are_limited_and_counted(repository):
         stored = store(repository, "a", patient, file=str(day))
     assert (len(stored.other_identities), stored.other_identity_count) == (20, 25)
     assert [each.patient_id for each in others(stored)] == [f"T-{day}" for day in range(1, 21)]
-    (last,) = repository.find(Filter(search=_word_forms("T-25"))).predictions
+    (last,) = repository.find(Filter(search=word_forms("T-25"))).predictions
     assert last.identity == JANE
     with repository.storage.read_transaction() as connection:
         key = connection.execute(select(patients.c.patient_key).where(patients.c.patient_id == "T-25")).scalar_one()

@@ -10,6 +10,7 @@ from tests.service.web.helpers import BASE_URL, upload
 from pneumoscope.inference.model import load_model
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.log import read_rows
+from pneumoscope.service.auth.throttle import SignInThrottle
 
 SENDER, READER = "sender".ljust(16, "-"), "reader".ljust(16, "-")
 ORIGIN = {"Origin": BASE_URL}
@@ -82,7 +83,7 @@ def test_session_of_a_code_ends_with_the_session_that_created_it(app, open_clien
     codes = [
         re.search(r'sign-in-code">([-0-9A-Z]+)<', computer.post("/sign-in-code").text)[1] for _ in range(2)
     ]  # fmt: skip
-    sessions = app.state.authenticator._sessions
+    sessions = app.state.authenticator.sessions
     begun = []
     begin = type(sessions).begin
     monkeypatch.setattr(type(sessions), "begin", lambda *a, **k: begun.append(k["until"]) or begin(*a, **k))
@@ -176,7 +177,7 @@ def test_invalid_token_is_an_error_page(open_client, user, role, status):
 
 def test_failed_sign_ins_are_slowed_down(app, open_client, monkeypatch):
     # The delay of a second does not pass while a busy machine answers.
-    monkeypatch.setattr(app.state.authenticator._throttle, "_now", lambda: 1000.0)
+    monkeypatch.setattr(app.state.authenticator, "throttle", SignInThrottle(lambda: 1000.0))
     client = open_client()
     for _ in range(5):
         assert client.post("/sign-in", data={"token": "guess"}).status_code == 401

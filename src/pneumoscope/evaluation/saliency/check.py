@@ -55,13 +55,7 @@ from pneumoscope.inference.session import BundleSession
 from pneumoscope.runs.run_folder import find_bundle
 from pneumoscope.statistics.intervals import undefined
 
-__all__ = [
-    "CurveResult",
-    "RandomizationResult",
-    "SaliencyCheck",
-    "check_saliency",
-    "saliency_markdown",
-]
+__all__ = ["CurveResult", "RandomizationResult", "SaliencyCheck", "check_saliency", "finite_mean", "saliency_markdown"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -217,7 +211,7 @@ def _randomization(
                 [rank_correlation(transform(a), transform(b)) for a, b in zip(sample.heatmaps, other, strict=True)]
                 for other in others
             ]
-            return sample.mean(_finite_mean(correlations), seed)
+            return sample.mean(finite_mean(correlations), seed)
 
         return RandomizationResult(name, layers, correlation=mean(lambda x: x), magnitude_correlation=mean(np.abs))
 
@@ -236,7 +230,7 @@ def _randomization(
     return tuple(results)
 
 
-def _finite_mean(values: Sequence[Sequence[float]]) -> FloatArray:
+def finite_mean(values: Sequence[Sequence[float]]) -> FloatArray:
     """Return the mean of each column, ignoring NaN; NaN for a column without finite values."""
     table = np.array(values)
     counts = np.isfinite(table).sum(0)

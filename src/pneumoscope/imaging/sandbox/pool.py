@@ -75,6 +75,12 @@ class DecodePool:
         self._closed = False
         self._finalizer = weakref.finalize(self, _kill_all, self._idle, self._owner)
 
+    @property
+    def idle_pids(self) -> list[int]:
+        """Ids of the processes of the workers that decode no image, one that started last at the end."""
+        with self._lock:
+            return [worker.pid for worker in self._idle]
+
     def start(self) -> None:
         """Start all workers without waiting until they are ready."""
         with self._lock:

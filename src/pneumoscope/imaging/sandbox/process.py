@@ -123,6 +123,11 @@ class WorkerProcess:
             )
 
     @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
+    @property
     def is_alive(self) -> bool:
         """Whether the process is running."""
         return self._process.poll() is None

@@ -31,6 +31,8 @@ class Authenticator:
     Attributes:
         tokens: The tokens.
         openid_connect: The identity provider.
+        sessions: The open sessions.
+        throttle: Slows down failed sign-ins.
     """
 
     def __init__(
@@ -38,8 +40,8 @@ class Authenticator:
     ) -> None:
         self.tokens, self.openid_connect, self._access_log = tokens, openid_connect, access_log
         self._codes = SignInCodes()
-        self._sessions = Sessions()
-        self._throttle = SignInThrottle()
+        self.sessions = Sessions()
+        self.throttle = SignInThrottle()
 
     @property
     def required(self) -> bool:
@@ -71,9 +73,9 @@ class Authenticator:
             raise AuthenticationError(
                 "a request with a session cookie needs the header Origin", hint="Send a token instead"
             )
-        user = self._sessions.user(cookie)
+        user = self.sessions.user(cookie)
         if not self._is_valid(user):
-            self._sessions.end(cookie)
+            self.sessions.end(cookie)
             raise AuthenticationError("the token of the session was revoked", hint="Sign in with another token")
         return user
 
@@ -82,8 +84,8 @@ class Authenticator:
         user = tokens.find(token)
         if user is None:
             if token:
-                self._throttle.check(_address(request))
-                self._throttle.record_failure(_address(request))
+                self.throttle.check(_address(request))
+                self.throttle.record_failure(_address(request))
             raise AuthenticationError(
                 "unknown token" if token else "a token is required",
                 hint="Send the header: Authorization: Bearer TOKEN",
@@ -107,17 +109,17 @@ class Authenticator:
         address = _address(request)
         user = None if code else self.tokens.find(token)
         if user is not None:
-            self._throttle.record_success(address)
+            self.throttle.record_success(address)
             return self.begin_session(user, "token")
-        self._throttle.check(address)
+        self.throttle.check(address)
         origin = self._codes.redeem(code) if code else None
-        session = self._sessions.get(origin) if origin else None
+        session = self.sessions.get(origin) if origin else None
         if session is None or not self._is_valid(session.user):
-            self._throttle.record_failure(address)
+            self.throttle.record_failure(address)
             raise AuthenticationError("unknown or expired code" if code else "unknown token", hint="Try again")
-        self._throttle.record_success(address)
+        self.throttle.record_success(address)
         self._access_log.signed_in(session.user.name, session.user.role, "code")
-        return self._sessions.begin(session.user, until=session.expiry)
+        return self.sessions.begin(session.user, until=session.expiry)
 
     def create_code(self, request: Request) -> str:
         """Return a code that signs the user in on another device; that session ends together with this one.
@@ -126,7 +128,7 @@ class Authenticator:
             AuthenticationError: The request has no session.
         """
         cookie = request.cookies.get(COOKIE, "")
-        if self._sessions.get(cookie) is None:
+        if self.sessions.get(cookie) is None:
             raise AuthenticationError("only a user who is signed in can create a code", hint="Sign in again")
         return self._codes.create(cookie)
 
@@ -142,11 +144,11 @@ class Authenticator:
         """
         user.require_role("reader")
         self._access_log.signed_in(user.name, user.role, method)
-        return self._sessions.begin(user)
+        return self.sessions.begin(user)
 
     def sign_out(self, request: Request) -> None:
         """End the request's session, if any."""
-        user = self._sessions.end(request.cookies.get(COOKIE, ""))
+        user = self.sessions.end(request.cookies.get(COOKIE, ""))
         if user:
             self._access_log.signed_out(user.name)
 

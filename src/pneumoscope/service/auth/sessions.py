@@ -19,7 +19,6 @@ __all__ = ["CODE_SECONDS", "COOKIE", "SESSION_SECONDS", "Session", "Sessions", "
 COOKIE = "pneumoscope"
 SESSION_SECONDS = 12 * 3600  # a working day
 CODE_SECONDS = 120
-_MAX_SESSIONS = 1000  # above this number, the oldest sessions end
 _MAX_CODES = 100
 _CODE_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # without ambiguous letters (Crockford's base 32)
 _LOOKALIKES = str.maketrans({"O": "0", "I": "1", "L": "1", " ": "", "-": ""})
@@ -69,11 +68,12 @@ class Sessions:
 
     Args:
         now: Monotonic clock in seconds; replaceable in tests.
+        max_sessions: Number of sessions beyond which the oldest ones end.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic, *, max_sessions: int = 1000) -> None:
         self._now = now
-        self._sessions: _ExpiringValues[AuthenticatedUser] = _ExpiringValues(_MAX_SESSIONS, now)
+        self._sessions: _ExpiringValues[AuthenticatedUser] = _ExpiringValues(max_sessions, now)
 
     def begin(self, user: AuthenticatedUser, *, until: float | None = None) -> str:
         """Start a session for an authenticated user and return its cookie.

@@ -15,7 +15,6 @@ __all__ = ["SignInThrottle"]
 _FREE_FAILURES = 5  # failures without a delay
 _MAX_DELAY = 60.0  # seconds
 _MEMORY = 900.0  # seconds until failures are forgotten
-_MAX_ADDRESSES = 10_000  # above this number, the oldest are forgotten
 
 
 class SignInThrottle:
@@ -25,10 +24,11 @@ class SignInThrottle:
 
     Args:
         now: Monotonic clock in seconds; replaceable in tests.
+        max_addresses: Number of addresses above which the oldest are forgotten.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(self, now: Callable[[], float] = time.monotonic, *, max_addresses: int = 10_000) -> None:
+        self._now, self._max_addresses = now, max_addresses
         self._failures: OrderedDict[str, tuple[int, float]] = (
             OrderedDict()
         )  # failures and time of the last one, by address
@@ -52,7 +52,7 @@ class SignInThrottle:
             count, last = self._failures.pop(address, (0, 0.0))
             now = self._now()
             self._failures[address] = ((count if now - last <= _MEMORY else 0) + 1, now)
-            while len(self._failures) > _MAX_ADDRESSES:
+            while len(self._failures) > self._max_addresses:
                 self._failures.popitem(last=False)
 
     def record_success(self, address: str) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_OBJECTS",
+    "MAX_REPORT_BYTES",
     "NO_SUCH_EVENT_TYPE",
     "NO_SUCH_INSTANCE",
     "REPORT_SECONDS",
@@ -61,7 +62,10 @@ _REQUEST = 1  # action type ID of a request (PS3.4 J.3.2.1)
 _EVENT_TYPES = (1, 2)  # event type IDs: all committed, some failed (PS3.4 J.3.3.1)
 # Status codes of N-EVENT-REPORT (PS3.7 10.1.1.1.8).
 NO_SUCH_INSTANCE, NO_SUCH_EVENT_TYPE, UNKNOWN_REPORT = 0x0112, 0x0113, 0x0115
-_MAX_REPORT_BYTES, _MAX_REPORT_OBJECTS = 2**20, 1000
+# Of a report. One about as many objects as a request has needs at most 290 bytes for each: two UIDs, the failure reason, and
+# where the object can be retrieved (PS3.4 table J.3.3-1). It is parsed in this process: 1 MiB could take 9 seconds.
+MAX_REPORT_BYTES = 2**16
+_MAX_SEPARATORS = 2_000  # of values: pydicom looks up each value of a character set
 _UID = re.compile(r"[0-9.]{1,64}")
 _UNSPECIFIED = PROCESSING_FAILURE  # used if the report gives no failure reason
 
@@ -231,8 +235,8 @@ def answer_report(event: Any, destination: str, commitments: Commitments, time: 
     if request.EventTypeID not in _EVENT_TYPES:
         return NO_SUCH_EVENT_TYPE
     try:
-        encoded = request.EventInformation
-        if encoded is None or len(encoded.getvalue()) > _MAX_REPORT_BYTES:
+        encoded = request.EventInformation.getvalue() if request.EventInformation else b""
+        if not 0 < len(encoded) <= MAX_REPORT_BYTES or encoded.count(b"\\") > _MAX_SEPARATORS:
             raise ValueError("the report has no information, or too much of it")
         report = _read_report(event.event_information)
     except Exception as error:  # noqa: BLE001  untrusted bytes; the message may contain anything
@@ -259,7 +263,7 @@ def _read_report(information: Dataset) -> CommitmentReport:
         ValueError: The transaction UID is invalid, there are too many objects, or one is both committed and failed.
     """
     referenced, failed = (list(information.get(name) or []) for name in ("ReferencedSOPSequence", "FailedSOPSequence"))
-    if len(referenced) + len(failed) > _MAX_REPORT_OBJECTS:
+    if len(referenced) + len(failed) > MAX_OBJECTS:
         raise ValueError("too many objects")
     transaction_uid = str(information.TransactionUID)
     committed = frozenset(str(item.ReferencedSOPInstanceUID) for item in referenced)

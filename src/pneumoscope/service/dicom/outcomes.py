@@ -59,7 +59,7 @@ class OutcomeRecorder:
             return
         if self._allows_result(received, None if prediction.failure else prediction):
             self._enqueue(connection, received, at, id=id, failure=prediction.failure)
-        self._enqueue_copies(connection, received, at)
+        self.enqueue_copies(connection, received, at)
 
     def record_again(self, earlier_id: str, connection: Connection, id: str) -> None:
         """Enqueue the results of an image that was predicted again; see `PredictionService.on_predicted_again`."""
@@ -80,7 +80,7 @@ class OutcomeRecorder:
             forget_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, time)
         if not self._service.pseudonymizer:
-            self._enqueue_copies(connection, received, time)
+            self.enqueue_copies(connection, received, time)
             self._enqueue_lost(connection, received, time)
 
     def rule_of(self, prediction: Prediction | None, received: ReceivedInstance) -> SiteRule | None:
@@ -136,7 +136,7 @@ class OutcomeRecorder:
         are predicted, destinations receive the result of the latest copy, with its header. But a later copy without a
         result (its file is lost, or a site rule allows none) must not suppress the results of an earlier copy, since no
         result would look like a normal image. So a later copy counts while it is waiting, and afterwards only if its
-        results are in the outbox; see `_enqueue_copies`.
+        results are in the outbox; see `enqueue_copies`.
         """
         later = [each for each in copies_of(connection, received) if each.number > received.number]
         destinations = set(self._configuration.destinations_of(received.reply_to)).difference(without)
@@ -164,7 +164,7 @@ class OutcomeRecorder:
         )
         enqueue(connection, subject, sorted(destinations), self._kinds(stored), at)
 
-    def _enqueue_copies(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
+    def enqueue_copies(self, connection: Connection, received: ReceivedInstance, at: str) -> None:
         """Enqueue the results of copies that were left out while this instance was waiting.
 
         Results of earlier copies with another model or other site rules are excluded; sending such a copy again

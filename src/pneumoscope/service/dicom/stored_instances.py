@@ -117,6 +117,8 @@ class StoredInstances:
         renderer: Renders images and creates results.
         results: Kinds of results, and the description of their series.
         is_pseudonymized: Whether images are stored without their headers, in which case no instance is available.
+    Attributes:
+        files: The stored images, which it reads.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class StoredInstances:
         is_pseudonymized: bool,
     ) -> None:
         self._model = model
-        self._files, self._renderer = DicomFiles(repository.engine, repository.storage.blobs), renderer
+        self.files, self._renderer = DicomFiles(repository.engine, repository.storage.blobs), renderer
         self._results, self._is_pseudonymized = results, is_pseudonymized
         self._has_results = importlib.util.find_spec("highdicom") is not None  # an optional dependency
         self._loading, self._searching = asyncio.Semaphore(_MAX_LOADED), asyncio.Semaphore(MAX_SEARCHES)
@@ -174,7 +176,7 @@ class StoredInstances:
         """
         stored = [] if self._is_pseudonymized else self._predictions(study, series, instance)
         images = self._study_images([(each, each.identity or Identity()) for each in stored])
-        found = self._with_results(images, self._files.result_uids([each.id for each in stored]))
+        found = self._with_results(images, self.files.result_uids([each.id for each in stored]))
         return [each for each in found if series in ("", each.uids[1]) and instance in ("", each.uids[2])]
 
     def _predictions(self, study: str, series: str, instance: str) -> list[StoredPrediction]:
@@ -183,21 +185,21 @@ class StoredInstances:
         Raises:
             TooLargeError: There are too many images to retrieve.
         """
-        files = self._files.predicted(study)
+        files = self.files.predicted(study)
         if series:
             of_series = [each for each in files if each.series_instance_uid == series]
             of_image = [each for each in of_series if instance in ("", each.sop_instance_uid)]
             if not of_image:
                 # The database contains the UIDs of images, but not of all results.
                 sop_uid = self._image_of_result(files, series, instance)
-                return self._files.images([study], sop_uid=sop_uid) if sop_uid else []
+                return self.files.images([study], sop_uid=sop_uid) if sop_uid else []
             files = of_image
         if len({each.pixel_sha256 for each in files}) > MAX_RETRIEVED:
             raise TooLargeError(
                 f"too many images; the limit of a retrieve is {MAX_RETRIEVED:,}",
                 hint="Retrieve single series or instances",
             )
-        return self._files.images([study], series_uid=series, sop_uid=instance)
+        return self.files.images([study], series_uid=series, sop_uid=instance)
 
     def _image_of_result(self, files: Sequence[PredictedFile], series: str, instance: str) -> str:
         """Return the SOP Instance UID of the image whose result has these UIDs; empty if there is none among these files."""
@@ -205,7 +207,7 @@ class StoredInstances:
             return ""
         from pneumoscope.service.dicom.results import series_uid
 
-        delivered = self._files.result_uids([each.prediction_id for each in files])
+        delivered = self.files.result_uids([each.prediction_id for each in files])
         kinds = {*self._results.kinds(has_heatmap=True), *self._results.kinds(has_heatmap=False)}
         for each in files:
             for kind in kinds:
@@ -223,7 +225,7 @@ class StoredInstances:
             StorageError: The file cannot be read.
         """
         if instance.kind is None:
-            return await run_in_threadpool(self._files.open, instance.prediction)
+            return await run_in_threadpool(self.files.open, instance.prediction)
         return io.BytesIO(await self._renderer.result(instance.prediction.id, instance.kind, instance.uids[2]))
 
     async def metadata(self, instance: StoredInstance) -> bytes:
@@ -251,14 +253,14 @@ class StoredInstances:
 
     def _studies(self, where: StudyFilter, limit: _FileLimit) -> Iterator[list[StoredInstance]]:
         """Yield the available instances of each matching study, up to the file limit; studies without any are skipped."""
-        uids = [] if self._is_pseudonymized else self._files.study_uids(where)
+        uids = [] if self._is_pseudonymized else self.files.study_uids(where)
         for start in range(0, len(uids), _BATCH):
             batch = uids[start : start + _BATCH]
             stored: dict[str, list[tuple[StoredPrediction, Identity]]] = {uid: [] for uid in batch}
-            for prediction in self._files.images(batch):
+            for prediction in self.files.images(batch):
                 identity = prediction.identity or Identity()
                 stored[identity.study_instance_uid].append((prediction, identity))
-            delivered = self._files.result_uids([each.id for study in stored.values() for each, _ in study])
+            delivered = self.files.result_uids([each.id for study in stored.values() for each, _ in study])
             for study in stored.values():
                 if images := self._study_images(study, limit):
                     yield self._with_results(images, delivered)
@@ -316,10 +318,10 @@ class StoredInstances:
 
     def _beginning(self, prediction: StoredPrediction) -> tuple[bytes, Dataset]:
         """Return the beginning of a file, including the whole header, and its further elements."""
-        beginning = self._files.beginning(prediction, _FIRST_BYTES)
+        beginning = self.files.beginning(prediction, _FIRST_BYTES)
         further = _further_elements(beginning)
         if not further.get("BitsAllocated") and len(beginning) == _FIRST_BYTES:
-            beginning = self._files.beginning(prediction, MAX_HEADER_BYTES)
+            beginning = self.files.beginning(prediction, MAX_HEADER_BYTES)
             further = _further_elements(beginning)
         return beginning, further
 

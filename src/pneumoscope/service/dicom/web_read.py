@@ -31,7 +31,7 @@ from pneumoscope.service.dicom.media_types import (
 )
 from pneumoscope.service.dicom.stored_instances import StoredInstance, StoredInstances
 
-__all__ = ["dicom_web_reader_router"]
+__all__ = ["dicom_web_reader_router", "header_list"]
 
 _CHUNK_BYTES = 256 * 2**10  # of a file in memory at a time
 _RENDERED_TYPES = ("image/jpeg", "image/png")
@@ -281,7 +281,7 @@ async def _metadata(
     found = await _find(stored, *uids)
     first = await stored.metadata(found[0])  # before the status is sent, since the file may be gone
     await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
-    return StreamingResponse(_header_list(stored, found, first), media_type=media_type)
+    return StreamingResponse(header_list(stored, found, first), media_type=media_type)
 
 
 async def _one(stored: StoredInstances, study: str, series: str, instance: str) -> StoredInstance:
@@ -317,7 +317,7 @@ async def _parts(
     yield f"--{boundary}--\r\n".encode()
 
 
-async def _header_list(
+async def header_list(
     stored: StoredInstances, instances: Sequence[StoredInstance], first: bytes
 ) -> AsyncIterator[bytes]:
     """Yield a JSON array with the given header of the first instance and the headers of the others; see `_parts`."""

@@ -22,7 +22,7 @@ from pneumoscope.service.storage.outbox_status import UNCOMMITTED, add_to_totals
 from pneumoscope.service.storage.records import Row, format_time
 from pneumoscope.service.storage.tables import outbox
 
-__all__ = ["MAX_FAILURES", "MAX_WAIT", "CommitmentReport", "CommitmentRequest", "Commitments"]
+__all__ = ["MAX_FAILURES", "MAX_WAIT", "CommitmentReport", "CommitmentRequest", "Commitments", "is_due"]
 
 MAX_FAILURES = 3  # failure reports per object; it is sent again after each except the last
 MAX_WAIT = timedelta(days=1)  # maximum time to wait for a report
@@ -65,10 +65,12 @@ class Commitments:
 
     Args:
         engine: Engine of the service's database.
+    Attributes:
+        engine: As above.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
 
     def begin(self, destination: str, time: datetime, wait: timedelta, limit: int) -> CommitmentRequest | None:
         """Record a request for the objects that have been due longest, and return it; None if none is due.
@@ -84,12 +86,12 @@ class Commitments:
         Raises:
             StorageError: The database cannot be used.
         """
-        due = _is_due(destination, time)
-        with read_transaction(self._engine) as connection:  # does not exclude writers; usually, nothing is due
+        due = is_due(destination, time)
+        with read_transaction(self.engine) as connection:  # does not exclude writers; usually, nothing is due
             if connection.execute(select(_COLUMNS.number).where(due).limit(1)).first() is None:
                 return None
         transaction_uid = f"2.25.{uuid.uuid4().int}"
-        with write_transaction(self._engine) as connection:
+        with write_transaction(self.engine) as connection:
             is_rejected = _COLUMNS.commitment_rejections > 0
             ordered = select(outbox).where(due).order_by(is_rejected, _COLUMNS.commitment_due, _COLUMNS.number)
             first = connection.execute(ordered.limit(1)).mappings().first()
@@ -117,7 +119,7 @@ class Commitments:
         Raises:
             StorageError: The database cannot be written.
         """
-        with write_transaction(self._engine) as connection:
+        with write_transaction(self.engine) as connection:
             rows = connection.execute(select(outbox).where(_is_requested(transaction_uid))).mappings().all()
             silent = [row for row in rows if row["error"] == _NOT_REPORTED]
             others = [row for row in rows if row["error"] != _NOT_REPORTED]
@@ -140,7 +142,7 @@ class Commitments:
         values = {
             "commitment": "pending", "commitment_due": format_time(due), "error": error, "commitment_rejections": 0,
         }  # fmt: skip
-        with write_transaction(self._engine) as connection:
+        with write_transaction(self.engine) as connection:
             connection.execute(update(outbox).where(_is_requested(transaction_uid)).values(values))
 
     def record_rejected(self, transaction_uid: str, status: int, time: datetime) -> None:
@@ -156,7 +158,7 @@ class Commitments:
         Raises:
             StorageError: The database cannot be written.
         """
-        with write_transaction(self._engine) as connection:
+        with write_transaction(self.engine) as connection:
             rows = connection.execute(select(outbox).where(_is_requested(transaction_uid))).mappings().all()
             if not rows:
                 return
@@ -177,7 +179,7 @@ class Commitments:
             StorageError: The database cannot be written.
         """
         known = _COLUMNS.transaction_uid == report.transaction_uid, _COLUMNS.destination == destination
-        with write_transaction(self._engine) as connection:
+        with write_transaction(self.engine) as connection:
             rows = connection.execute(select(outbox).where(*known)).mappings().all()
             if not rows or not (report.committed | set(report.failed)) <= {row["result_uid"] for row in rows}:
                 return False
@@ -194,13 +196,11 @@ class Commitments:
     def end(self, destinations: Collection[str]) -> None:
         """Stop waiting for commitments from all other destinations, and clear their commitment failures.
 
-        Args:
-            destinations: Names of the destinations with storage commitment.
         Raises:
             StorageError: The database cannot be written.
         """
         ended = _COLUMNS.commitment.in_(UNCOMMITTED), _COLUMNS.destination.not_in(destinations)
-        with write_transaction(self._engine) as connection:
+        with write_transaction(self.engine) as connection:
             notes = *ended, _COLUMNS.kind == "rejection_note"
             connection.execute(update(outbox).where(*notes).values(header=""))
             connection.execute(update(outbox).where(*ended).values(_NO_FAILURE | {"commitment": ""}))
@@ -237,7 +237,7 @@ def _is_requested(transaction_uid: str) -> ColumnElement[bool]:
     return and_(_COLUMNS.transaction_uid == transaction_uid, _COLUMNS.commitment == "requested")
 
 
-def _is_due(destination: str, time: datetime) -> ColumnElement[bool]:
+def is_due(destination: str, time: datetime) -> ColumnElement[bool]:
     """Return the condition that a commitment is due, or that its time is too far ahead because the clock was set back."""
     return and_(
         _COLUMNS.destination == destination,

@@ -27,7 +27,6 @@ from pneumoscope.service.storage.tables import predictions
 __all__ = ["ImageStorage", "raise_errors"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_BATCH = 500  # images removed in one transaction
 _Deleted = TypeVar("_Deleted")
 
 
@@ -47,6 +46,7 @@ class ImageStorage:
         blobs: The images.
         directory: The identity of the data directory.
         now: Returns the current time.
+        batch: Number of images that are removed in one transaction.
         orphaned: Files in the blob store without a database record: hash and time.
         blob_lock: Held from a commit until the images of its rows are published, so that none is removed in between. It
             must be acquired before the transaction begins.
@@ -58,7 +58,7 @@ class ImageStorage:
     def __init__(
         self, folder: Path | None, database: str = "", *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        self.folder, self.now = folder, now
+        self.folder, self.now, self.batch = folder, now, 500
         self.engine: Engine = open_database(folder, database)
         try:
             self.blobs: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder)
@@ -152,9 +152,9 @@ class ImageStorage:
         """Remove images that no row refers to; return the errors, which can be retried."""
         self._unremoved.update(hashes)
         errors: list[StorageError] = []
-        for start in range(0, len(hashes), _BATCH):
+        for start in range(0, len(hashes), self.batch):
             with self.blob_lock, self.write_transaction() as connection:
-                for sha256 in hashes[start : start + _BATCH]:
+                for sha256 in hashes[start : start + self.batch]:
                     try:
                         if not is_referenced(connection, sha256):
                             self.blobs.remove(sha256)

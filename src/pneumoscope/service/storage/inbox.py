@@ -73,6 +73,9 @@ class Inbox:
         folder: The data directory; None keeps files in memory.
         now: Returns the current time; replaceable in tests.
         check: Raises StorageError if the data directory was moved or replaced.
+    Attributes:
+        files: The files of the instances, by hash.
+        now: Returns the time.
     Raises:
         StorageError: The database or the files cannot be read.
     """
@@ -85,15 +88,15 @@ class Inbox:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine, self._now, self._check = engine, now, check
+        self._engine, self.now, self._check = engine, now, check
         self._unsettled: set[str] = set()  # hashes of written files that may have no row because of an error
-        self._files: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder / INBOX)
+        self.files: BlobStore = MemoryBlobStore() if folder is None else FolderBlobStore(folder / INBOX)
         self._file_lock = threading.Lock()  # prevents removing a file between its writing and the commit of its row
         with write_transaction(engine) as connection:  # waits for the last commit of a killed process
             waiting = (
                 connection.execute(select(_COLUMNS.image_sha256).where(_COLUMNS.state == "waiting")).scalars().all()
             )
-            self._files.empty_staging(keep=waiting)
+            self.files.empty_staging(keep=waiting)
         self._commits = GroupCommit(self._add, StorageError, name="inbox-commit")
 
     def close(self, timeout: float = 10) -> None:
@@ -121,7 +124,7 @@ class Inbox:
         Raises:
             StorageError: The record cannot be stored.
         """
-        time = format_time(self._now())
+        time = format_time(self.now())
         row = _new_row(instance, content, time, time) | {"state": "own_result", "processed": time, **NO_IDENTIFIERS}
         with write_transaction(self._engine) as connection:
             if _find(connection, [row]):
@@ -137,7 +140,7 @@ class Inbox:
         Raises:
             StorageError: The database cannot be read.
         """
-        now = self._now()
+        now = self.now()
         latest = func.max(_COLUMNS.due)
         quiet = (
             select(_COLUMNS.study_instance_uid)
@@ -192,7 +195,7 @@ class Inbox:
 
     def content(self, instance: ReceivedInstance) -> bytes | None:
         """Return the file of a waiting instance; None if it is missing. Raise StorageError if it is unreadable."""
-        return self._files.get(instance.image_sha256)
+        return self.files.get(instance.image_sha256)
 
     def finish_lost(
         self, instance: ReceivedInstance, settings: str, also: Callable[[Connection, str], None]
@@ -207,10 +210,10 @@ class Inbox:
             StorageError: The file is unreadable, or the database cannot be written.
         """
         with self._file_lock:
-            content = self._files.get(instance.image_sha256)
+            content = self.files.get(instance.image_sha256)
             if content is None:
                 with write_transaction(self._engine) as connection:
-                    time = format_time(self._now())
+                    time = format_time(self.now())
                     finish(connection, instance, Outcome("lost", settings), time)
                     also(connection, time)
             return content
@@ -233,7 +236,7 @@ class Inbox:
         )
         with self._file_lock, read_transaction(self._engine) as connection:
             if connection.execute(query.limit(1)).first() is None:
-                self._files.remove(instance.image_sha256)
+                self.files.remove(instance.image_sha256)
 
     def status(self) -> InboxStatus:
         """Return the number and the age of the waiting instances.
@@ -249,7 +252,7 @@ class Inbox:
 
     def _add(self, arrivals: Sequence[_Arrival]) -> list[bool | Exception]:
         """Store a batch of instances in one transaction."""
-        now = self._now()
+        now = self.now()
         # Instances without a study are due immediately; as one study, they might never be quiet.
         rows = [
             _new_row(
@@ -263,7 +266,7 @@ class Inbox:
         results: list[bool | Exception] = []
         with self._file_lock:
             self._check()
-            staged = self._files.stage(
+            staged = self.files.stage(
                 {row["image_sha256"]: each.content for row, each in zip(rows, arrivals, strict=True)}
             )
             self._unsettled.update(staged.staged)
@@ -288,7 +291,7 @@ class Inbox:
                 needed = _COLUMNS.state == "waiting", _COLUMNS.image_sha256.in_(settled)
                 waiting = set(connection.execute(select(_COLUMNS.image_sha256).where(*needed)).scalars())
             for sha256 in settled - waiting:  # from duplicates and failed batches
-                self._files.remove(sha256)
+                self.files.remove(sha256)
             self._unsettled -= settled
         return results
 

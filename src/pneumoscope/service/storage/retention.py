@@ -24,9 +24,7 @@ from pneumoscope.service.storage.tables import instances, predictions
 __all__ = ["REMOVED_NAME", "Retention"]
 
 _LOG = logging.getLogger("pneumoscope.service")
-_INTERVAL_SECONDS = 600
-_BATCH = 500  # images, received instances or results per transaction
-REMOVED_NAME = "removed"  # file name after the removal of the identity
+REMOVED_NAME = "removed"  # of a file whose identity was removed
 
 
 class Retention:
@@ -36,11 +34,20 @@ class Retention:
         repository: Storage of images and identities.
         keep: Age at which images are removed; None keeps them.
         keep_identities: Age at which patient identities are removed; None keeps them.
+        interval_seconds: Time between two removals.
+        batch: Number of images, received instances or results in one transaction.
     """
 
     def __init__(
-        self, repository: PredictionRepository, keep: timedelta | None = None, keep_identities: timedelta | None = None
+        self,
+        repository: PredictionRepository,
+        keep: timedelta | None = None,
+        keep_identities: timedelta | None = None,
+        *,
+        interval_seconds: float = 600,
+        batch: int = 500,
     ) -> None:
+        self._interval_seconds, self._batch = interval_seconds, batch
         self._storage, self._unreadable = repository.storage, repository.unreadable_files
         self._keep, self._keep_identities = keep, keep_identities
         self._stopped = threading.Event()
@@ -78,11 +85,11 @@ class Retention:
             select(instances.c.study_key).where(instances.c.pixel_sha256 == predictions.c.pixel_sha256).exists()
         )
         old = predictions.c.last_predicted < limit, predictions.c.identity_removed.is_(None) | has_identity, ~is_used
-        self._unreadable.expire(self._storage.now() - age, _BATCH, stopped=stopped)
+        self._unreadable.expire(self._storage.now() - age, self._batch, stopped=stopped)
         self._forget_headers(limit, stopped)
         while not stopped():
             with self._storage.write_transaction() as connection:
-                query = select(predictions).where(*old).limit(_BATCH)
+                query = select(predictions).where(*old).limit(self._batch)
                 rows = connection.execute(query).mappings().all()
                 if not rows:
                     break
@@ -101,7 +108,7 @@ class Retention:
         after = 0
         while not stopped():
             with self._storage.read_transaction() as connection:
-                numbers = received_instances.find_old_headers(connection, limit, _BATCH, after)
+                numbers = received_instances.find_old_headers(connection, limit, self._batch, after)
             if not numbers:
                 break
             after = numbers[-1]
@@ -109,7 +116,7 @@ class Retention:
                 received_instances.forget_headers(connection, numbers, limit, self._storage.time())
         while not stopped():
             with self._storage.read_transaction() as connection:
-                numbers = results.find_old_headers(connection, limit, _BATCH)
+                numbers = results.find_old_headers(connection, limit, self._batch)
             if not numbers:
                 break
             with self._storage.write_transaction() as connection:
@@ -132,14 +139,14 @@ class Retention:
             count += len(expired)
             errors += self._storage.remove_unreferenced(expired)
         errors += self._expire_orphaned(limit)
-        self._unreadable.expire(limit, _BATCH, stopped=stopped)
+        self._unreadable.expire(limit, self._batch, stopped=stopped)
         raise_errors(errors)
         return count
 
     def _expire_batch(self, limit: datetime) -> list[str]:
         """Record the removal of a small batch of images older than a limit; return their hashes."""
         old = predictions.c.created < format_time(limit), predictions.c.image_removed.is_(None)
-        ids = select(predictions.c.id).where(*old).limit(_BATCH).scalar_subquery()
+        ids = select(predictions.c.id).where(*old).limit(self._batch).scalar_subquery()
 
         def mark_removed(connection: Connection) -> list[str]:
             time = self._storage.time()
@@ -157,8 +164,8 @@ class Retention:
         """Remove orphaned files older than a limit, with an audit log entry for each; return the errors."""
         errors: list[StorageError] = []
         old = [sha256 for sha256, time in self._storage.orphaned.items() if time < limit]
-        for start in range(0, len(old), _BATCH):
-            batch = old[start : start + _BATCH]
+        for start in range(0, len(old), self._batch):
+            batch = old[start : start + self._batch]
             with self._storage.write_transaction() as connection:
                 expired = [sha256 for sha256 in batch if not is_referenced(connection, sha256)]
                 time = self._storage.time()
@@ -176,7 +183,7 @@ class Retention:
             if self._keep_identities is not None:
                 expire = partial(self.expire_identities, self._keep_identities)
                 self._attempt(partial(expire, stopped=self._stopped.is_set))
-            if self._stopped.wait(_INTERVAL_SECONDS):
+            if self._stopped.wait(self._interval_seconds):
                 return
 
     def _attempt(self, step: Callable[[], object]) -> None:
