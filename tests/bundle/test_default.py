@@ -33,7 +33,7 @@ def test_recipe_on_the_card_is_the_shipped_recipe(model):
     trained = parse_recipe(model.card.recipe, "card")
 
     assert trained.model_copy(update={"population": shipped.population}) == shipped
-    assert model.card.population == shipped.stated_population()
+    assert model.card.population == shipped.declared_population()
     assert model.notice.endswith("Trained on AP radiographs of children of 1 to 5 years from one hospital.")
 
 

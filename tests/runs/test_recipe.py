@@ -144,7 +144,7 @@ def test_baseline_has_no_fact_of_any_data_set():
     """In contrast to `default`, which it otherwise equals in method."""
     baseline, default = read_recipe("baseline"), read_recipe("default")
 
-    assert baseline.stated_population() == Population()
+    assert baseline.declared_population() == Population()
     assert (baseline.data, baseline.training.prevalence) == (DataOptions(), None)
     assert (baseline.training.precision, baseline.rejection) == ("auto", RejectionOptions(steps=5000))
     for table in ("network", "optimizer", "augmentation"):
@@ -163,7 +163,7 @@ def test_baseline_has_no_fact_of_any_data_set():
     ],
 )
 def test_ages_of_the_population_are_the_age_range_unless_stated(overrides, expected):
-    assert read_recipe("quick", overrides).stated_population() == expected
+    assert read_recipe("quick", overrides).declared_population() == expected
 
 
 def test_error_for_an_unknown_recipe_suggests_the_closest_name():

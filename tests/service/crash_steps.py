@@ -175,13 +175,13 @@ def process_instances(repository, number, step):
         content = repository.inbox.content(instance)
         assert content is not None
 
-        def also(connection, id, instance=instance):
+        def record(connection, id, instance=instance):
             time = repository.storage.time()
             finish(connection, instance, Outcome("predicted", SETTINGS, id), time)
             subject = ResultSubject(id, "", "ab" * 32, "balanced", instance.sop_instance_uid, instance.header)
             enqueue(connection, subject, ["PACS"], KINDS, time)
 
-        repository.submit(PREDICTION, content, user="PACS", also=also).result(30)
+        repository.submit(PREDICTION, content, user="PACS", in_transaction=record).result(30)
         repository.inbox.remove_file(instance)
 
 

@@ -89,7 +89,7 @@ def test_card_has_the_population_of_the_recipe(phantoms, tmp_path):
 
     card, _ = read_bundle(tmp_path / "run" / "bundle")
 
-    assert card.population == recipe.stated_population() == Population(ages=(20, 80), sites=2, view="PA")
+    assert card.population == recipe.declared_population() == Population(ages=(20, 80), sites=2, view="PA")
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ __all__ = ["CancelledError", "ShardResult", "current_runtime", "score_shard"]
 # For these reasons, check whether the whole source has become unavailable.
 _ACCESS_REASONS = frozenset({"file_not_found", "permission_denied", "is_a_directory", "file_not_accessible"})
 # Failures that may not recur: a killed worker, or a machine under load.
-_MAY_PASS = frozenset({DecodeCrashedError.code, DecodeTimeoutError.code})
-_STARTS = 5  # attempts to start a decode worker
+_TRANSIENT_ERRORS = frozenset({DecodeCrashedError.code, DecodeTimeoutError.code})
+_MAX_STARTS = 5  # attempts to start a decode worker
 _READ_DELAYS = (0.2, 1.0, 5.0)  # seconds between attempts to read a file
 
 
@@ -161,7 +161,7 @@ def _score(model: Model, contents: Sequence[bytes | UnreadableImageError], *, he
     """Return the results of a batch, repeating it once if a decoder crashed or timed out."""
     readable = [content for content in contents if isinstance(content, bytes)]
     scored = _score_readable(model, readable, heatmaps=heatmaps)
-    if any(each.prediction.failure and each.prediction.failure.code in _MAY_PASS for each in scored):
+    if any(each.prediction.failure and each.prediction.failure.code in _TRANSIENT_ERRORS for each in scored):
         scored = _score_readable(model, readable, heatmaps=heatmaps)
     results = iter(scored)
     return [
@@ -172,7 +172,7 @@ def _score(model: Model, contents: Sequence[bytes | UnreadableImageError], *, he
 
 def _score_readable(model: Model, contents: Sequence[bytes], *, heatmaps: bool) -> list[ScoredImage]:
     """Return the results of a batch, repeating it if a decode worker does not start, for example because it was killed."""
-    for _ in range(_STARTS - 1):
+    for _ in range(_MAX_STARTS - 1):
         try:
             return model.score_batch(contents, heatmaps=heatmaps)
         except PneumoscopeError as error:

@@ -47,7 +47,7 @@ _SEARCHED = frozenset(
     }
 )
 _UID_KEYWORDS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
-_GONE = (404, 410)
+_NOT_FOUND_STATUSES = (404, 410)
 # Problems of the server or the connection rather than the image, which may be temporary.
 _SERVER_STATUSES = (407, 408, 429, 502, 503, 504)
 _ENVIRONMENT = "PNEUMOSCOPE_DICOMWEB_"
@@ -152,7 +152,7 @@ class WebReader:
                 if error.is_unreachable or error.status in _SERVER_STATUSES:
                     raise
                 reason = UnreadableReason("file_not_accessible", {"error": str(error)})
-                if error.status in _GONE:
+                if error.status in _NOT_FOUND_STATUSES:
                     reason = UnreadableReason("file_not_found")
                 elif error.status == 403:
                     reason = UnreadableReason("permission_denied")

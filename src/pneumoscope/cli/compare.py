@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pneumoscope.cli.data_options import label_options, prediction_column_options, prediction_columns
-from pneumoscope.cli.multiclass import has_several_classes, is_given, refuse_options
+from pneumoscope.cli.multiclass import is_given, is_multiclass_target, reject_options
 from pneumoscope.cli.options import (
     compared_point_option,
     evaluation_name_option,
     json_option,
     ledger_option,
     recorded_command,
-    refuse_for_folds,
+    reject_for_folds,
     require_result_folder,
 )
 from pneumoscope.cli.progress import image_progress
@@ -90,14 +90,14 @@ def command(
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
     columns = prediction_columns(column_names)
-    if any(has_class_columns(run, columns) if run.is_file() else has_several_classes(run, evaluation) for run in runs):
-        refuse_for_folds(runs, {"runs", "out", "as_json"})
+    if any(has_class_columns(run, columns) if run.is_file() else is_multiclass_target(run, evaluation) for run in runs):
+        reject_for_folds(runs, {"runs", "out", "as_json"})
         point = operating_point if is_given("operating_point") else ""
-        refuse_options({"--operating-point": point, "--prevalence": prevalence})
+        reject_options({"--operating-point": point, "--prevalence": prevalence})
         options: dict[str, Any] = {"data": data, "labels": labels, "split": split, "columns": columns, "ledger": ledger}
         _compare_classes(runs, out, evaluation=evaluation, as_json=as_json, **options)
         return
-    refuse_for_folds(runs, {"runs", "operating_point", "prevalence", "out", "as_json"})
+    reject_for_folds(runs, {"runs", "operating_point", "prevalence", "out", "as_json"})
     with image_progress("scoring images") as progress:
         comparison = compare(
             runs,

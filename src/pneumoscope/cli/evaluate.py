@@ -14,9 +14,9 @@ from pneumoscope.cli.evaluated_runs import print_runs
 from pneumoscope.cli.evaluation_tables import print_evaluation
 from pneumoscope.cli.evaluation_targets import EvaluationTargets
 from pneumoscope.cli.multiclass import (
-    has_several_classes,
+    is_multiclass_target,
     print_multiclass_evaluation,
-    refuse_options,
+    reject_options,
 )
 from pneumoscope.cli.options import json_option, ledger_option, site_option
 
@@ -187,8 +187,8 @@ def command(
         **{f"--{name.replace('_', '-')}": value for name, value in column_names.items()},
     }
     targets = EvaluationTargets.find(_require_target(target, given), split, out)
-    if any(map(has_several_classes, targets.members)):
-        refuse_options(
+    if any(map(is_multiclass_target, targets.members)):
+        reject_options(
             {
                 "--operating-point": operating_points,
                 "--prevalence": prevalence,
@@ -254,7 +254,7 @@ def _evaluate_predictions(
 
     if has_class_columns(file, options["columns"]):
         points, prevalence = binary_options["operating_points"], binary_options["prevalence"]
-        refuse_options({"--operating-point": points, "--prevalence": prevalence})
+        reject_options({"--operating-point": points, "--prevalence": prevalence})
         evaluation, _ = evaluate_multiclass_predictions(file, data, **options)
         _print_classes(evaluation, written_folder(evaluation), as_json=as_json)
         return

@@ -34,7 +34,7 @@ def command(run: Path, out: Path, recipe: str | None) -> None:
 
     population = None
     if recipe is not None:
-        population = read_recipe(recipe).stated_population()
+        population = read_recipe(recipe).declared_population()
     bundle = find_bundle(run)
     card = export_bundle(bundle, out, population, evaluation=evaluation_of_bundle(bundle))
     click.echo(f"{out}: {card.network}, {card.onnx_bytes / 1e6:.1f} MB, SHA-256 {card.onnx_sha256[:16]}")

@@ -9,7 +9,7 @@ import click
 
 from pneumoscope.cli.data_options import data_option, label_options
 from pneumoscope.cli.options import accelerator_option, json_option, overrides_option
-from pneumoscope.cli.process import without_collections
+from pneumoscope.cli.process import garbage_collection_paused
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -55,7 +55,7 @@ def command(
     from pneumoscope.core.result_forms import to_json
     from pneumoscope.runs.recipe_files import read_recipe
 
-    with without_collections():
+    with garbage_collection_paused():
         from pneumoscope.training.learning_rate import find_learning_rate
         from pneumoscope.training.trainer import Devices
 

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
 
 __all__ = [
-    "has_several_classes",
     "is_given",
+    "is_multiclass_target",
     "print_class_breakdown",
     "print_multiclass_evaluation",
-    "refuse_options",
+    "reject_options",
 ]
 
 
-def has_several_classes(target: Path | None, evaluation: str = "") -> bool:
+def is_multiclass_target(target: Path | None, evaluation: str = "") -> bool:
     """Return whether a run, bundle or evaluation folder, or any run in a folder of runs, has several classes.
 
     Args:
@@ -39,7 +39,7 @@ def has_several_classes(target: Path | None, evaluation: str = "") -> bool:
     if target is None:
         return False
     if runs := run_folders(target):
-        return any(has_several_classes(run, evaluation) for run in runs)
+        return any(is_multiclass_target(run, evaluation) for run in runs)
     for folder in (target, evaluation_folder(target, evaluation)) if evaluation else ():
         if (folder / EVALUATION_FILE).is_file():
             return has_multiclass_evaluation(folder)
@@ -54,7 +54,7 @@ def is_given(option: str) -> bool:
     return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
-def refuse_options(given: Mapping[str, object]) -> None:
+def reject_options(given: Mapping[str, object]) -> None:
     """Raise if an option is given that multiclass models do not support.
 
     Args:

@@ -30,7 +30,7 @@ __all__ = [
     "power_option",
     "prevalence_option",
     "recorded_command",
-    "refuse_for_folds",
+    "reject_for_folds",
     "require_age_option",
     "require_result_folder",
     "result_folder_option",
@@ -172,7 +172,7 @@ def require_result_folder(out: Path, own_file: str = "") -> None:
         raise UsageError(f"{str(out)!r} has other files", hint="Choose a new or empty folder with --out")
 
 
-def refuse_for_folds(targets: Iterable[Path], used: Collection[str]) -> None:
+def reject_for_folds(targets: Iterable[Path], used: Collection[str]) -> None:
     """Raise UsageError if cross-validations are given together with an option that they do not support.
 
     Args:

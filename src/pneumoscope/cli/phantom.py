@@ -18,7 +18,10 @@ __all__ = ["command"]
 @seed_option
 @click.option("--size", default=224, show_default=True, help="Width and height in pixels.")
 @click.option(
-    "--masks", metavar="DIR", type=click.Path(path_type=Path), help="Also write masks of the opacities, to DIR."
+    "--masks",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="TransactionCallback write masks of the opacities, to DIR.",
 )
 @json_option
 def command(folder: Path, train: int, test: int, seed: int, size: int, masks: Path | None, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pneumoscope.cli.multiclass import has_several_classes, refuse_options
+from pneumoscope.cli.multiclass import is_multiclass_target, reject_options
 from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.process import catch_interrupt
 from pneumoscope.cli.progress import image_progress, printable
@@ -105,9 +105,9 @@ def command(
     from pneumoscope.inference.multiclass_model import MulticlassModel, load_multiclass_model
 
     _check_outputs(paths, as_json, table, heatmaps, force=force)
-    several_classes = has_several_classes(model["bundle"])
+    several_classes = is_multiclass_target(model["bundle"])
     if several_classes:
-        refuse_options({f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS})
+        reject_options({f"--{name.replace('_', '-')}": model[name] for name in _PNEUMONIA_OPTIONS})
     images = _discover(paths)
     # One image is fastest on all cores; many are fastest on one core each.
     options = model | {

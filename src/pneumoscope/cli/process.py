@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["catch_interrupt", "without_collections"]
+__all__ = ["catch_interrupt", "garbage_collection_paused"]
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def catch_interrupt(message: str = "") -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def without_collections() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """Disable garbage collection while packages are imported, and exclude their objects from later collections.
 
     Training imports half a million objects and the service 200,000, which exist as long as the process. Scanning them

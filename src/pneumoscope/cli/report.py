@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pneumoscope.cli.multiclass import has_several_classes, refuse_options
+from pneumoscope.cli.multiclass import is_multiclass_target, reject_options
 from pneumoscope.cli.options import (
     evaluation_name_option,
     recorded_command,
-    refuse_for_folds,
+    reject_for_folds,
     require_result_folder,
 )
 
@@ -59,14 +59,14 @@ def command(
     from pneumoscope.reporting.report_files import report
 
     require_result_folder(out)
-    if any(has_several_classes(run, evaluation) for run in runs):
-        refuse_options({"--operating-point": operating_point})
-        refuse_for_folds(runs, {"runs", "checklists", "out"})
+    if any(is_multiclass_target(run, evaluation) for run in runs):
+        reject_options({"--operating-point": operating_point})
+        reject_for_folds(runs, {"runs", "checklists", "out"})
         made: MulticlassReport | Report = report_multiclass(
             runs, evaluation=evaluation, checklists=checklists, command=recorded_command()
         )
     else:
-        refuse_for_folds(runs, {"runs", "operating_point", "checklists", "out"})
+        reject_for_folds(runs, {"runs", "operating_point", "checklists", "out"})
         made = report(
             runs,
             operating_point=operating_point,

@@ -14,7 +14,7 @@ from pneumoscope.cli.options import (
     overrides_option,
     recorded_command,
 )
-from pneumoscope.cli.process import without_collections
+from pneumoscope.cli.process import garbage_collection_paused
 
 __all__ = ["command"]
 
@@ -56,7 +56,7 @@ def command(
     from pneumoscope.core.result_forms import to_json
     from pneumoscope.reproduction.recipes import RUNS
 
-    with without_collections():
+    with garbage_collection_paused():
         from pneumoscope.reproduction.experiment import reproduce
         from pneumoscope.training.trainer import Devices
 

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from pneumoscope.cli.options import database_option, model_options
-from pneumoscope.cli.process import without_collections
+from pneumoscope.cli.process import garbage_collection_paused
 from pneumoscope.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def command(
         raise UsageError("--dicom-peer, --dicom-host, --dicom-aet and --dicom-tls need --dicom-port")
     if ephemeral and (data_dir or database):
         raise UsageError("--ephemeral cannot be combined with --data-dir or --database")
-    with without_collections():
+    with garbage_collection_paused():
         from pneumoscope.core.addresses import is_loopback
         from pneumoscope.inference.model import load_model
         from pneumoscope.service.server import ServerOptions, serve

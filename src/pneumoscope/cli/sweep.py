@@ -11,7 +11,7 @@ import click
 
 from pneumoscope.cli.data_options import data_option, label_options, outliers_option
 from pneumoscope.cli.options import accelerator_option, devices_option, loggers_option, overrides_option
-from pneumoscope.cli.process import without_collections
+from pneumoscope.cli.process import garbage_collection_paused
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -64,7 +64,7 @@ def command(
     """
     from pneumoscope.cli.progress import image_progress
 
-    with without_collections():
+    with garbage_collection_paused():
         from pneumoscope.training.sweep import SWEEP_TABLE, read_combinations, run_sweep
         from pneumoscope.training.trainer import Devices
 

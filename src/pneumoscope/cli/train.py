@@ -19,7 +19,7 @@ from pneumoscope.cli.options import (
     overrides_option,
     recorded_command,
 )
-from pneumoscope.cli.process import without_collections
+from pneumoscope.cli.process import garbage_collection_paused
 
 if TYPE_CHECKING:
     from pneumoscope.data.label_mapping import LabelMapping
@@ -115,7 +115,7 @@ def command(
     from pneumoscope.runs.record import records_json
     from pneumoscope.runs.run_folder import fold_folder, seed_folder
 
-    with without_collections():
+    with garbage_collection_paused():
         from pneumoscope.training.run_series import train_folds, train_seeds
         from pneumoscope.training.train import train_run
         from pneumoscope.training.trainer import Devices

@@ -19,7 +19,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pneumoscope.core.prediction_codes import WarningCode
 from pneumoscope.imaging.histogram import PERCENTILES, Floats, Histogram, Integers, count_values, displayed_range
 from pneumoscope.imaging.image import GrayLevels
-from pneumoscope.imaging.lookup_table import GrayLevelError, LookupTable, numbers_of
+from pneumoscope.imaging.lookup_table import GrayLevelError, LookupTable, parse_numbers
 from pneumoscope.imaging.padding import find_padding
 from pneumoscope.imaging.pixel_values import (
     PixelDescription,
@@ -62,7 +62,7 @@ def scale_to_depth(stored: Integers, stated_bits: int, *, keep_values: bool = Fa
     Args:
         stored: Values, shape (height, width).
         stated_bits: Bit depth declared by the file, 8 to 16. Depths below 16 are trusted, because few files declare them.
-        keep_values: Also return the values.
+        keep_values: TransactionCallback return the values.
     """
     low, high = 0.0, 2.0**stated_bits - 1
     if stated_bits == 16:
@@ -92,7 +92,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     Args:
         stored: Stored values, shape (height, width).
         dataset: Data set with `GRAY_LEVEL_ELEMENTS`, functional groups flattened, and PhotometricInterpretation.
-        keep_values: Also return the modality values.
+        keep_values: TransactionCallback return the modality values.
 
     Raises:
         GrayLevelError: Every pixel is padding, or a window, LUT or rescale value is invalid.
@@ -260,8 +260,8 @@ def _displayed_values(histogram: Histogram, stored: Histogram, dataset: Dataset)
 def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[Window]:
     """Yield the valid windows; append an error for each invalid one."""
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    centers = numbers_of(dataset.get("WindowCenter"), "WindowCenter")
-    widths = numbers_of(dataset.get("WindowWidth"), "WindowWidth")
+    centers = parse_numbers(dataset.get("WindowCenter"), "WindowCenter")
+    widths = parse_numbers(dataset.get("WindowWidth"), "WindowWidth")
     explanations = _explanations(dataset)
     for i, (center, width) in enumerate(list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]):
         if function not in _FUNCTIONS:

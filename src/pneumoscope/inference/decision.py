@@ -41,7 +41,7 @@ __all__ = [
 
 DEFAULT_OPERATING_POINT = "balanced"
 # Warnings that are replaced by the warning of an assumption, if it is made.
-_ASSUMED_INSTEAD: dict[WarningCode, Assumption] = {
+_ASSUMPTIONS: dict[WarningCode, Assumption] = {
     "modality_not_stated": "chest",
     "body_part_not_stated": "chest",
     "view_not_stated": "frontal",
@@ -131,8 +131,8 @@ def find_warnings(
     """
     overridden = {OVERRIDES[each.code] for each in rejections}
     found: list[WarningCode] = ["age_not_stated"] if card.age_range is not None and age is None else []
-    found.extend(code for code in warnings if _ASSUMED_INSTEAD.get(code) not in assumptions)
-    assumed = overridden | {_ASSUMED_INSTEAD[code] for code in warnings if _ASSUMED_INSTEAD.get(code) in assumptions}
+    found.extend(code for code in warnings if _ASSUMPTIONS.get(code) not in assumptions)
+    assumed = overridden | {_ASSUMPTIONS[code] for code in warnings if _ASSUMPTIONS.get(code) in assumptions}
     return (*found, *(_ASSUMED[each] for each in ASSUMPTIONS if each in assumed))
 
 

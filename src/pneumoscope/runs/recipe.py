@@ -293,7 +293,7 @@ class Recipe(_Table):
         """Preprocessing of the images."""
         return Preprocessing(size=self.network.image_size, crop=self.network.crop)
 
-    def stated_population(self) -> Population:
+    def declared_population(self) -> Population:
         """Return the population of the training images, as specified in the recipe."""
         stated = self.population
         return Population(

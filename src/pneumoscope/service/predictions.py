@@ -23,7 +23,7 @@ from pneumoscope.core.unreadable import UnreadableReason
 from pneumoscope.inference.model import Model
 from pneumoscope.service.inference_queue import InferenceQueue
 from pneumoscope.service.metrics import Metrics
-from pneumoscope.service.storage.additions import Also
+from pneumoscope.service.storage.additions import TransactionCallback
 from pneumoscope.service.storage.pseudonyms import Pseudonymizer
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
@@ -110,7 +110,7 @@ class PredictionService:
         user: str,
         *,
         adjust: Callable[[Prediction], Prediction],
-        also: Callable[[Connection, Prediction, str], None],
+        in_transaction: Callable[[Connection, Prediction, str], None],
     ) -> None:
         """Score a DICOM instance received from another node; store the prediction or a record of the unreadable file.
 
@@ -119,7 +119,7 @@ class PredictionService:
             name: Name of the image.
             user: User for the audit log.
             adjust: Returns the prediction to store.
-            also: Makes further changes in the transaction that stores the prediction; called with the connection, the
+            in_transaction: Makes further changes in the transaction that stores the prediction; called with the connection, the
                 prediction and its id, which is empty for an unreadable file.
         Raises:
             BusyError, StorageError: See `predict`.
@@ -134,7 +134,9 @@ class PredictionService:
                 failure = Failure(error.code, error.message, error.hint, reason)
                 scored = dataclasses.replace(_without_result(scored), failure=failure)
             prediction = scored if scored.failure else adjust(scored)
-            await self._store(prediction, instance, user, lambda connection, id: also(connection, prediction, id))
+            await self._store(
+                prediction, instance, user, lambda connection, id: in_transaction(connection, prediction, id)
+            )
 
     async def _with_known_age(
         self,
@@ -287,27 +289,36 @@ class PredictionService:
                 future.cancel()
 
     async def _store(
-        self, prediction: Prediction, image: bytes, user: str, also: Also | None = None
+        self, prediction: Prediction, image: bytes, user: str, in_transaction: TransactionCallback | None = None
     ) -> StoredPrediction | Prediction:
         if self.pseudonymizer:
             prediction = self.pseudonymizer.prediction(prediction)
         if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
-            await run_in_threadpool(self.repository.unreadable_files.add, prediction, image, user=user, also=also)
+            await run_in_threadpool(
+                self.repository.unreadable_files.add, prediction, image, user=user, in_transaction=in_transaction
+            )
             return prediction
         if self.pseudonymizer:
             async with self.decoding:
                 image = await run_in_threadpool(self._anonymous_image, image)
-        return await self._submit(prediction, image, user, also)
+        return await self._submit(prediction, image, user, in_transaction)
 
     def _anonymous_image(self, image: bytes) -> bytes:
         assert self.pseudonymizer
         return self.pseudonymizer.image(self.model.decode(image).pixels, image)
 
     async def _submit(
-        self, prediction: Prediction, image: bytes, user: str, also: Also | None = None, earlier_id: str = ""
+        self,
+        prediction: Prediction,
+        image: bytes,
+        user: str,
+        in_transaction: TransactionCallback | None = None,
+        earlier_id: str = "",
     ) -> StoredPrediction:
-        submitted = self.repository.submit(prediction, image, user=user, also=also, earlier_id=earlier_id)
+        submitted = self.repository.submit(
+            prediction, image, user=user, in_transaction=in_transaction, earlier_id=earlier_id
+        )
         stored, is_new = await asyncio.wrap_future(submitted)
         if is_new:
             self.metrics.images.labels(stored.decision).inc()

@@ -27,7 +27,7 @@ from pneumoscope.inference.model import Model
 from pneumoscope.inference.saliency import Heatmap, Layer
 from pneumoscope.service.dicom.configuration import ResultSettings
 from pneumoscope.service.dicom.header import decode_header, encode_header, read_header
-from pneumoscope.service.storage.outbox_records import Delivery, ObjectKind, result_uid, states_study
+from pneumoscope.service.storage.outbox_records import Delivery, ObjectKind, has_study_and_series, result_uid
 from pneumoscope.service.storage.records import StoredPrediction
 from pneumoscope.service.storage.repository import PredictionRepository
 
@@ -162,7 +162,7 @@ class ImageRenderer:
         return EncodedPixels(gzip.compress(body, _GZIP_LEVEL) if compress else body, json.dumps(description))
 
     def _draw_heatmap(self, id: str) -> bytes:
-        prediction = self._explainable(id)
+        prediction = self._prediction_with_heatmap(id)
         return self._model.draw_heatmap(self._repository.image(prediction), prediction)
 
     def _result_of_image(self, id: str, kind: ObjectKind, uid: str = "") -> bytes:
@@ -177,7 +177,7 @@ class ImageRenderer:
             header = read_header(self._repository.image(prediction))
         except UnreadableImageError as error:
             raise no_objects from error
-        if not states_study(encode_header(header)):
+        if not has_study_and_series(encode_header(header)):
             raise no_objects
         prediction = as_of_header(prediction, header)
         return self._encode_result(prediction, header, kind, uid or result_uid(kind, header.SOPInstanceUID, id))
@@ -241,9 +241,9 @@ class ImageRenderer:
         return found
 
     def _heatmap_layer(self, id: str) -> Layer:
-        return self._model.heatmap_layer(self._repository.image(self._explainable(id)))
+        return self._model.heatmap_layer(self._repository.image(self._prediction_with_heatmap(id)))
 
-    def _explainable(self, id: str) -> StoredPrediction:
+    def _prediction_with_heatmap(self, id: str) -> StoredPrediction:
         """Return a prediction after checking that it has a heatmap."""
         prediction = self._repository.get(id)
         if not prediction.model.matches(self._model.facts):

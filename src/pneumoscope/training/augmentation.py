@@ -29,7 +29,7 @@ _DRAWS = (
 )
 # From a separate generator, so recipes without `border_swap` keep their noise.
 _BORDER_DRAWS = ("border_swap", "center_width", "center_height")
-_ODD = 0x9E3779B97F4A7C15  # scatters seeds
+_SEED_MULTIPLIER = 0x9E3779B97F4A7C15  # scatters seeds
 _CENTER = (0.6, 0.95)  # width and height of the center that `border_swap` keeps, as fractions of the side
 
 
@@ -53,7 +53,7 @@ def augment(
     values = torch.stack([torch.rand(len(_DRAWS), generator=generator) for generator in generators])
     draws = dict(zip(_DRAWS, values.unbind(dim=1), strict=True))
     if options.border_swap:
-        others = [torch.Generator().manual_seed((seed + 1) * _ODD % 2**63) for seed in seeds]
+        others = [torch.Generator().manual_seed((seed + 1) * _SEED_MULTIPLIER % 2**63) for seed in seeds]
         values = torch.stack([torch.rand(len(_BORDER_DRAWS), generator=generator) for generator in others])
         draws |= dict(zip(_BORDER_DRAWS, values.unbind(dim=1), strict=True))
 

@@ -259,7 +259,7 @@ def common_fields(
         "onnx_bytes": len(onnx),
         "preprocessing": recipe.preprocessing,
         "rejection_limits": None,
-        "population": recipe.stated_population(),
+        "population": recipe.declared_population(),
         "age_range": recipe.data.age_range,
         "parity": Parity(images=0, largest=0),
         "recipe": recipe.model_dump(mode="json"),

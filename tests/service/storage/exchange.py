@@ -57,13 +57,17 @@ class Exchange:
             model=dataclasses.replace(MODEL, sha256=model * 64),
         )  # fmt: skip
 
-        def also(connection, id):
+        def record(connection, id):
             time = format_time(self.tick())
             subject = ResultSubject(id, "", model * 64, "balanced", SOP_UID, header)
             finish(connection, received, Outcome("predicted", settings, id), time)
             enqueue(connection, subject, destinations, kinds, time)
 
-        return self.repository.submit(found, received.image_sha256.encode(), user="PACS", also=also).result(30)[0].id
+        return (
+            self.repository.submit(found, received.image_sha256.encode(), user="PACS", in_transaction=record)
+            .result(30)[0]
+            .id
+        )
 
     def fail(self, received, code, header, *, model="a", **reason):
         """Store the failure of a copy, and its report with a reason."""

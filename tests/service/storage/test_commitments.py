@@ -17,7 +17,7 @@ from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.outbox_records import NEW_ROW, ResultSubject, retry_delay
 from pneumoscope.service.storage.outbox_status import OutboxStatus
 from pneumoscope.service.storage.resending import resend
-from pneumoscope.service.storage.results import enqueue, find_old_headers, forget_headers, withdraw
+from pneumoscope.service.storage.results import enqueue, find_old_headers, remove_headers, withdraw
 from pneumoscope.service.storage.tables import outbox
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -270,7 +270,7 @@ def test_withdrawn_object_is_not_requested_and_not_sent_again(sent):
 def test_object_whose_identity_was_removed_can_be_committed_but_is_not_sent_again(sent):
     request = sent.request()
     with write_transaction(sent.engine) as connection:
-        forget_headers(connection, [each.number for each in sent.rows], START.isoformat())
+        remove_headers(connection, [each.number for each in sent.rows], START.isoformat())
     assert sent.report(request, sent.uids[:1], sent.uids[1:])
     assert sent.states() == [("delivered", "committed", ""), ("delivered", "failed", "not_committed_0112")]
 
@@ -483,7 +483,7 @@ def cancel_all(sent):
 
 def forget_all(sent):
     with write_transaction(sent.engine) as connection:
-        forget_headers(connection, [each.number for each in sent.rows], START.isoformat())
+        remove_headers(connection, [each.number for each in sent.rows], START.isoformat())
 
 
 @pytest.mark.parametrize(

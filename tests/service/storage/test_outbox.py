@@ -16,7 +16,7 @@ from pneumoscope.service.storage.outbox import Outbox
 from pneumoscope.service.storage.outbox_records import NEW_ROW, result_uid
 from pneumoscope.service.storage.received_instances import copies_of
 from pneumoscope.service.storage.records import format_time
-from pneumoscope.service.storage.results import forget_headers
+from pneumoscope.service.storage.results import remove_headers
 from pneumoscope.service.storage.study_events import enqueue_study_event
 from pneumoscope.service.storage.tables import received_instances
 
@@ -187,7 +187,7 @@ def test_removed_header_leaves_no_text_that_a_reason_quotes(exchange):
     exchange.deliver()
     (sent,) = exchange.rows()
     with write_transaction(exchange.repository.engine) as connection:
-        forget_headers(connection, [sent.number], format_time(exchange.tick()))
+        remove_headers(connection, [sent.number], format_time(exchange.tick()))
     (kept,) = exchange.rows()
     assert "DOE" in repr(dataclasses.asdict(sent.subject))
     assert "DOE" not in repr(dataclasses.asdict(kept.subject))

@@ -40,11 +40,11 @@ def predict(repository, instance):
         image=ImageInfo(30, 20, "DICOM", name.ljust(64, "0")),
     )
 
-    def also(connection, id):
+    def record(connection, id):
         finish(connection, instance, Outcome("predicted", "settings", id), time)
         enqueue(connection, time)
 
-    return repository.submit(found, name.encode(), user="PACS", also=also).result(60)[0].id
+    return repository.submit(found, name.encode(), user="PACS", in_transaction=record).result(60)[0].id
 
 
 def waiting(repository):

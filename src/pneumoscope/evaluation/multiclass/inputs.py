@@ -15,7 +15,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassRunSummary,
     MulticlassScoredImage,
 )
-from pneumoscope.data.column_classes import check_column_classes, spelled_as
+from pneumoscope.data.column_classes import canonical_names, check_column_classes
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns, missing_class_error, read_class_predictions_file
 from pneumoscope.evaluation.comparison.comparability import (
@@ -200,7 +200,9 @@ def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
     expected: tuple[str, ...] = first.evaluation.classes
     for run in runs:
         # Class names of a file are matched to the spelling of a model.
-        found = tuple(spelled_as(expected, run.evaluation.classes)) if is_file(run.path) else run.evaluation.classes
+        found = (
+            tuple(canonical_names(expected, run.evaluation.classes)) if is_file(run.path) else run.evaluation.classes
+        )
         for a, of_a, of_b in ((run, found, expected), (first, expected, found)):
             if is_file(a.path) and {*of_a} < {*of_b}:
                 missing = next(each for each in of_b if each not in of_a)
@@ -209,7 +211,7 @@ def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
             raise RunError(
                 f"run {run.name!r} has the classes {', '.join(found)}, and {first.name!r} has {', '.join(expected)}",
                 hint=_CASE_HINT
-                if spelled_as(expected, found) == [*expected]
+                if canonical_names(expected, found) == [*expected]
                 else "Compare models of the same classes, in the same order",
             )
     return expected

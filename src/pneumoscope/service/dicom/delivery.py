@@ -58,7 +58,7 @@ _UNEXPECTED_SECONDS = 60.0  # delay after an unexpected error
 _BATCH = 20  # objects per association
 _DUPLICATE = 0x0111  # SOP Instance already exists (PS3.7 C.5.7)
 _WARNINGS = range(0xB000, 0xC000)  # stored with a warning (PS3.4 B.2.3)
-_AWAY = (401, 403, 404, 429, 502, 503, 504)  # HTTP statuses that concern the whole server, not one object
+_UNAVAILABLE = (401, 403, 404, 429, 502, 503, 504)  # HTTP statuses that concern the whole server, not one object
 
 
 _Receiver = DicomPeer | Destination | Webhook
@@ -261,8 +261,8 @@ class _WebSender:
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if error.response is None or status != 409:
-                is_away = status in _AWAY or 300 <= status < 400  # redirects are not followed
-                error_class = UnreachableError if is_away else DeliveryError
+                is_unavailable = status in _UNAVAILABLE or 300 <= status < 400  # redirects are not followed
+                error_class = UnreachableError if is_unavailable else DeliveryError
                 raise error_class(f"http_{status}", maybe_delivered=status in UNCERTAIN_STATUSES) from error
             is_conflict, response = True, _parse(error.response)
         except (

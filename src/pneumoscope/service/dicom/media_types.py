@@ -21,10 +21,10 @@ __all__ = [
     "JSON",
     "JSON_TYPES",
     "OCTETS",
+    "accepted_media_ranges",
     "frame_type",
     "require_dicom",
     "require_frame",
-    "stated_ranges",
 ]
 
 DICOM, JSON, OCTETS = "application/dicom", "application/dicom+json", "application/octet-stream"
@@ -42,7 +42,7 @@ _FRAME_TYPES = (
 )
 
 
-def stated_ranges(request: Request) -> list[MediaRange]:
+def accepted_media_ranges(request: Request) -> list[MediaRange]:
     """Return the media ranges that the client accepts; see `content_negotiation.accepted_ranges`."""
     return accepted_ranges(request, request.query_params.get("accept"))
 

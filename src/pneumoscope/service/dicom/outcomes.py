@@ -17,14 +17,14 @@ from pneumoscope.service.audit.log import Entry, append
 from pneumoscope.service.dicom.configuration import DicomConfiguration, SiteRule
 from pneumoscope.service.dicom.header import decode_header
 from pneumoscope.service.predictions import PredictionService
-from pneumoscope.service.storage.outbox_records import ObjectKind, ResultSubject, states_study
+from pneumoscope.service.storage.outbox_records import ObjectKind, ResultSubject, has_study_and_series
 from pneumoscope.service.storage.received_instances import (
     Outcome,
     ReceivedInstance,
     copies_of,
     finish,
-    forget_header,
     instances_of,
+    remove_header,
 )
 from pneumoscope.service.storage.records import StoredPrediction, format_time
 from pneumoscope.service.storage.results import destinations_with, destinations_with_result, enqueue
@@ -53,7 +53,7 @@ class OutcomeRecorder:
         code = prediction.failure.code if prediction.failure else ""
         finish(connection, received, Outcome("predicted" if id else "unreadable", self._settings, id, code), at)
         if self._service.pseudonymizer:
-            forget_header(connection, received, self._stored_uid(received))
+            remove_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, at)
         if self._service.pseudonymizer:
             return
@@ -77,7 +77,7 @@ class OutcomeRecorder:
         """Record the loss of an acknowledged instance's file, and report it unless a copy has results or is waiting."""
         append(connection, [Entry(time, received.sender, "instance_lost", image_sha256=received.image_sha256)])
         if self._service.pseudonymizer:
-            forget_header(connection, received, self._stored_uid(received))
+            remove_header(connection, received, self._stored_uid(received))
         self._enqueue_event(received, connection, time)
         if not self._service.pseudonymizer:
             self.enqueue_copies(connection, received, time)
@@ -146,7 +146,7 @@ class OutcomeRecorder:
             # Neither results with other settings nor the report of a loss replace these results.
             elif each.state != "lost" and (each.settings == self._settings or not _is_same_image(connection, each, id)):
                 destinations -= self._destinations_with_results(connection, each)
-        header = next((each.header for each in (*later, received) if states_study(each.header)), "")
+        header = next((each.header for each in (*later, received) if has_study_and_series(each.header)), "")
         if not header:
             return
         stored = read_one(connection, id) if id else None

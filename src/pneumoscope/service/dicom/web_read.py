@@ -24,10 +24,10 @@ from pneumoscope.service.dicom.media_types import (
     DICOM,
     JSON,
     JSON_TYPES,
+    accepted_media_ranges,
     frame_type,
     require_dicom,
     require_frame,
-    stated_ranges,
 )
 from pneumoscope.service.dicom.stored_instances import StoredInstance, StoredInstances
 
@@ -118,7 +118,7 @@ async def search_instances_of_series(request: Request, stored: AppStoredInstance
 async def _search(
     request: Request, stored: StoredInstances, level: Level, study: str = "", series: str = ""
 ) -> Response:
-    media_type = choose(stated_ranges(request), JSON_TYPES)
+    media_type = choose(accepted_media_ranges(request), JSON_TYPES)
     query = parse_query(request.query_params.multi_items(), level)
     result = await stored.search(query, level, study, series)
     base_url = str(request.base_url)
@@ -222,7 +222,7 @@ async def retrieve_frame(
     frames: Annotated[str, Path(pattern=r"^[0-9,]{1,64}$", examples=["1"])],
 ) -> Response:  # fmt: skip
     """Every image has exactly one frame, number 1. It is sent as stored; compressed pixels keep their transfer syntax."""
-    ranges = stated_ranges(request)
+    ranges = accepted_media_ranges(request)
     found = await _one(stored, study, series, instance)
     if frames != "1":
         raise HTTPException(404, "the instance has no such frame")
@@ -247,7 +247,7 @@ async def retrieve_rendered(
     study: Uid, series: Uid, instance: Uid,
 ) -> Response:  # fmt: skip
     """Render the image with 8 bits at its original size, using the window in the file."""
-    media_type = choose(stated_ranges(request), _RENDERED_TYPES)
+    media_type = choose(accepted_media_ranges(request), _RENDERED_TYPES)
     found = await _one(stored, study, series, instance)
     image = await stored.rendered(found, media_type)
     if image is None:
@@ -261,7 +261,7 @@ async def _retrieve(
 ) -> StreamingResponse:
     found = await _find(stored, *uids)
     syntaxes = {each.transfer_syntax for each in found}
-    is_multipart = require_dicom(stated_ranges(request), syntaxes, single=len(uids) == 3)
+    is_multipart = require_dicom(accepted_media_ranges(request), syntaxes, single=len(uids) == 3)
     first = await stored.open(found[0])  # before the status is sent, since the file may be gone
     try:
         await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))
@@ -277,7 +277,7 @@ async def _retrieve(
 async def _metadata(
     request: Request, stored: StoredInstances, access_log: AppAccessLog, user: str, *uids: str
 ) -> Response:
-    media_type = choose(stated_ranges(request), JSON_TYPES)
+    media_type = choose(accepted_media_ranges(request), JSON_TYPES)
     found = await _find(stored, *uids)
     first = await stored.metadata(found[0])  # before the status is sent, since the file may be gone
     await run_in_threadpool(access_log.viewed, user, list(dict.fromkeys(each.prediction.id for each in found)))

@@ -28,11 +28,13 @@ from pneumoscope.service.storage.reviews import current_reviews, update_reviewed
 from pneumoscope.service.storage.stored_predictions import read_one, read_stored, select_stored
 from pneumoscope.service.storage.tables import predictions
 
-__all__ = ["Addition", "Also", "add_predictions"]
+__all__ = ["Addition", "TransactionCallback", "add_predictions"]
 
 _SELECT_BY_IDS = select_stored().where(predictions.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT = insert(predictions)
-Also = Callable[[Connection, str], None]  # called in a transaction with the id of the prediction; "" without one
+TransactionCallback = Callable[
+    [Connection, str], None
+]  # called in a transaction with the id of the prediction; "" without one
 
 
 class Addition(NamedTuple):
@@ -44,7 +46,7 @@ class Addition(NamedTuple):
     prediction: Prediction
     image: bytes
     user: str
-    also: Also | None
+    in_transaction: TransactionCallback | None
     earlier_id: str = ""
 
 
@@ -75,8 +77,8 @@ def add_predictions(
                 results = [batch.add(row, each) for row, each in zip(rows, additions, strict=True)]
                 batch.write()
                 for each, result in zip(additions, results, strict=True):
-                    if each.also and not isinstance(result, Exception):
-                        each.also(connection, result[0])
+                    if each.in_transaction and not isinstance(result, Exception):
+                        each.in_transaction(connection, result[0])
                 ids = [each[0] for each in results if not isinstance(each, Exception)]
                 stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
             for sha256 in staged:

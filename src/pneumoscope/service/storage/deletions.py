@@ -13,7 +13,7 @@ from pneumoscope.service.storage.current_prediction import remove_headers_of_pre
 from pneumoscope.service.storage.identities import remove_unused_identity
 from pneumoscope.service.storage.identity_columns import has_other_patient
 from pneumoscope.service.storage.image_storage import ImageStorage, raise_errors
-from pneumoscope.service.storage.received_instances import forget_predictions
+from pneumoscope.service.storage.received_instances import remove_predictions
 from pneumoscope.service.storage.results import withdraw as withdraw_results
 from pneumoscope.service.storage.reviews import remove_unused_reviews
 from pneumoscope.service.storage.study_events import enqueue_deletion
@@ -50,7 +50,7 @@ def delete_predictions(
         remove_unused_identity(connection, hashes)
         ids = [row["id"] for row in rows]
         withdraw_results(connection, ids, storage.time())
-        enqueue_deletion(connection, forget_predictions(connection, ids), storage.time())
+        enqueue_deletion(connection, remove_predictions(connection, ids), storage.time())
         append(connection, [prediction_entry(row, storage.time(), user, "deleted") for row in rows])
         return rows
 

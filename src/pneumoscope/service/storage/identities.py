@@ -101,24 +101,24 @@ def assign_identity(connection: Connection, pixel_sha256: str, stated: Identity 
     statement_sha256 = _statement_hash(stated)
     for each in known:
         if each.statement_sha256 == statement_sha256:
-            return Assignment(numbers=(_number_of_repeated(each, known[0], stated),))
+            return Assignment(numbers=(_repeated_instance_number(each, known[0], stated),))
     if not known:
         current = _Instance(entered_age=_age_without_patient(connection, pixel_sha256))
     else:
-        current = _find_stated(known, stated) or _Instance(number=_next_number(connection, pixel_sha256))
+        current = _find_declared_instance(known, stated) or _Instance(number=_next_number(connection, pixel_sha256))
     identity = _merge(current.identity, stated)
     patient_key = find_or_add_patient(connection, identity, current.patient_key)
     study_key = find_or_add_study(connection, identity, patient_key, current.study_key, current.patient_key)
     age = _kept_age(current, identity)
     changed = _store(connection, pixel_sha256, identity, current, study_key, statement_sha256, age)
     if current.number == ASSIGNED or current.exists:
-        is_merged = current.number in _forget_same_patient(connection, pixel_sha256)
+        is_merged = current.number in _remove_same_patient(connection, pixel_sha256)
         number = ASSIGNED if is_merged else current.number
         return Assignment("identity_changed", changed, (number,), is_first=not known)
     return Assignment("identity_conflict", _differences(known[0].identity, identity), (current.number,))
 
 
-def _number_of_repeated(found: _Instance, of_image: _Instance, stated: Identity) -> int:
+def _repeated_instance_number(found: _Instance, of_image: _Instance, stated: Identity) -> int:
     """Return the number of the instance of a repeated upload; `ASSIGNED` if it was merged with that of the image."""
     is_merged = not found.study_key and not is_other_patient(of_image.identity, stated)
     return ASSIGNED if is_merged else found.number
@@ -137,7 +137,7 @@ def find_entered_age(connection: Connection, pixel_sha256: str, stated: Identity
     if not known:
         return _age_without_patient(connection, pixel_sha256)
     repeated = [each for each in known if each.statement_sha256 == _statement_hash(stated)]
-    found = repeated[0] if repeated else _find_stated(known, stated)
+    found = repeated[0] if repeated else _find_declared_instance(known, stated)
     if found is None or is_other_patient(found.identity, stated):
         return None
     return found.entered_age
@@ -211,7 +211,7 @@ def _kept_age(before: _Instance, identity: Identity) -> float | None:
     return None if states_less or is_other_patient(before.identity, identity) else before.entered_age
 
 
-def _find_stated(known: Sequence[_Instance], stated: Identity) -> _Instance | None:
+def _find_declared_instance(known: Sequence[_Instance], stated: Identity) -> _Instance | None:
     """Return the instance of an image to which a header belongs; None for a new instance of another patient.
 
     The SOP Instance UID decides; otherwise, the first instance whose patient the header does not contradict; otherwise,
@@ -246,7 +246,7 @@ def _differences(a: Identity, b: Identity) -> list[str]:
     return [name for name in IDENTITY_FIELDS if getattr(a, name) != getattr(b, name)]
 
 
-def _forget_same_patient(connection: Connection, pixel_sha256: str) -> list[int]:
+def _remove_same_patient(connection: Connection, pixel_sha256: str) -> list[int]:
     """Remove other identities of an image that belong to its patient after a header correction; return their numbers.
 
     Their predictions become those of the image.

@@ -27,10 +27,10 @@ __all__ = [
     "ResultSubject",
     "derive_uid",
     "failed_attempt",
+    "has_study_and_series",
     "is_due",
     "result_uid",
     "retry_delay",
-    "states_study",
     "study_of",
 ]
 
@@ -159,7 +159,7 @@ def study_of(header: str) -> str:
     return _uid_in(header, "0020000D")
 
 
-def states_study(header: str) -> bool:
+def has_study_and_series(header: str) -> bool:
     """Return whether a DICOM JSON header contains a study and a series, which results require."""
     return bool(study_of(header) and _uid_in(header, "0020000E"))
 

@@ -22,10 +22,10 @@ __all__ = [
     "copies_of",
     "find_old_headers",
     "finish",
-    "forget_header",
-    "forget_headers",
-    "forget_predictions",
     "instances_of",
+    "remove_header",
+    "remove_headers",
+    "remove_predictions",
 ]
 
 InboxState = Literal["waiting", "predicted", "unreadable", "lost", "own_result"]
@@ -119,7 +119,7 @@ def copies_of(connection: Connection, instance: ReceivedInstance) -> list[Receiv
     return found
 
 
-def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
+def remove_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Delete the records of instances whose predictions are deleted; return their Study Instance UIDs as stored.
 
     If no instance of a study remains predicted or waiting, all its other records are deleted as well.
@@ -134,7 +134,7 @@ def forget_predictions(connection: Connection, ids: Sequence[str]) -> set[str]:
     return studies
 
 
-def forget_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:
+def remove_header(connection: Connection, instance: ReceivedInstance, pseudonym: str) -> None:
     """Remove the identifiers of an instance, except a pseudonym of its study."""
     values = NO_IDENTIFIERS | {"study_instance_uid": pseudonym}
     connection.execute(update(received_instances).where(_COLUMNS.number == instance.number).values(values))
@@ -153,7 +153,7 @@ def find_old_headers(connection: Connection, limit: str, count: int, after: int)
     return list(connection.execute(query.order_by(_COLUMNS.number).limit(count)).scalars())
 
 
-def forget_headers(connection: Connection, numbers: Sequence[int], limit: str, time: str) -> None:
+def remove_headers(connection: Connection, numbers: Sequence[int], limit: str, time: str) -> None:
     """Remove the identifiers of instances, with an audit log entry for each.
 
     The entries contain no prediction, since its identity may be kept longer; see `audit.log.last_change`.

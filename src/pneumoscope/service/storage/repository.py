@@ -17,7 +17,7 @@ from pneumoscope.core.errors import ConflictError, GoneError, StorageError, Unkn
 from pneumoscope.core.identity import Identity
 from pneumoscope.core.prediction import ModelInfo, Prediction
 from pneumoscope.service.audit.log import append, prediction_entry
-from pneumoscope.service.storage.additions import Addition, Also, add_predictions
+from pneumoscope.service.storage.additions import Addition, TransactionCallback, add_predictions
 from pneumoscope.service.storage.blob_store import BLOBS
 from pneumoscope.service.storage.current_prediction import (
     all_have_entered_age,
@@ -99,7 +99,13 @@ class PredictionRepository:
         return self.submit(prediction, image, user=user).result()
 
     def submit(
-        self, prediction: Prediction, image: bytes, *, user: str, also: Also | None = None, earlier_id: str = ""
+        self,
+        prediction: Prediction,
+        image: bytes,
+        *,
+        user: str,
+        in_transaction: TransactionCallback | None = None,
+        earlier_id: str = "",
     ) -> Future[tuple[StoredPrediction, bool]]:
         """Store a prediction and its image, in one transaction with others submitted at the same time.
 
@@ -107,7 +113,7 @@ class PredictionRepository:
             prediction: Prediction of a readable image.
             image: Bytes of the file.
             user: User for the audit log.
-            also: Makes further changes in the same transaction; it is called even if the prediction is not new.
+            in_transaction: Makes further changes in the same transaction; it is called even if the prediction is not new.
             earlier_id: For a repeated prediction, id of the earlier one, whose patient the new one belongs to; empty
                 for an upload.
 
@@ -116,7 +122,7 @@ class PredictionRepository:
             point and entered age is kept. The future may raise StorageError if nothing could be stored, or
             UnknownNameError if the earlier prediction was deleted in the meantime.
         """
-        return self._commits.submit(Addition(prediction, image, user, also, earlier_id))
+        return self._commits.submit(Addition(prediction, image, user, in_transaction, earlier_id))
 
     def get(self, id: str) -> StoredPrediction:
         """Return a prediction.

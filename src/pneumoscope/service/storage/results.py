@@ -21,8 +21,8 @@ from pneumoscope.service.storage.outbox_records import (
     ObjectKind,
     ResultSubject,
     derive_uid,
+    has_study_and_series,
     result_uid,
-    states_study,
     study_of,
 )
 from pneumoscope.service.storage.outbox_status import add_to_totals
@@ -38,8 +38,8 @@ __all__ = [
     "destinations_with_result",
     "enqueue",
     "find_old_headers",
-    "forget_headers",
     "record_undelivered",
+    "remove_headers",
     "replace_header",
     "withdraw",
 ]
@@ -178,7 +178,7 @@ def replace_header(connection: Connection, sop_instance_uid: str, header: str) -
     """
     same_image = _COLUMNS.sop_instance_uid == sop_instance_uid, _HAS_PRESENT_HEADER
     numbers = connection.execute(select(_COLUMNS.number).where(*same_image)).scalars().all()
-    if numbers and states_study(header):
+    if numbers and has_study_and_series(header):
         connection.execute(update(outbox).where(_COLUMNS.number.in_(numbers)).values(_header_values(header)))
 
 
@@ -194,7 +194,7 @@ def find_old_headers(connection: Connection, limit: str, count: int) -> list[int
     return list(connection.execute(query.order_by(_COLUMNS.created).limit(count)).scalars())
 
 
-def forget_headers(connection: Connection, numbers: Sequence[int], time: str) -> None:
+def remove_headers(connection: Connection, numbers: Sequence[int], time: str) -> None:
     """Remove the identifiers of objects, and cancel those that are still waiting.
 
     Delivered events are deleted, since a study without its identifier has no further events. Cancelled events and all
@@ -235,7 +235,7 @@ def append_changes(
         append(connection, [Entry(time, user, event, details={"destination": destination, "results": count})])
 
 
-def _ended_entries(rows: Sequence[Row], event: Event, time: str) -> list[Entry]:
+def _finished_entries(rows: Sequence[Row], event: Event, time: str) -> list[Entry]:
     """Return audit log entries for invalid results; as for deliveries, each names the destination and the object."""
     return [
         Entry(
@@ -270,7 +270,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], time: str) -> None:
     change_rows(connection, unsent, {"header": ""})  # so that they can never be sent
     waiting = [row for row in unsent if row["state"] == "waiting"]
     change_rows(connection, waiting, {"state": "cancelled", "finished": time, "error": "superseded"})
-    append(connection, _ended_entries(waiting, "result_superseded", time))
+    append(connection, _finished_entries(waiting, "result_superseded", time))
     delivered = [row for row in rows if _may_have_arrived(row)]
     # A note covers objects of one subject, in the study in which they were delivered, and at most one of each kind.
     notes: dict[tuple[str, str, str, str, int], list[Row]] = defaultdict(list)
@@ -291,7 +291,7 @@ def _withdraw(connection: Connection, rows: Sequence[Row], time: str) -> None:
         again = [row for row in of_note if row["state"] == "waiting" and row["finished"]]
         change_rows(connection, again, DELIVERED_BEFORE | {"state": "withdrawn"})
         change_rows(connection, [row for row in of_note if row["commitment"] != "committed"], {"commitment": ""})
-        append(connection, _ended_entries(of_note, "result_withdrawn", time))
+        append(connection, _finished_entries(of_note, "result_withdrawn", time))
 
 
 def _last_header(connection: Connection, sop_instance_uid: str) -> str:
@@ -300,7 +300,7 @@ def _last_header(connection: Connection, sop_instance_uid: str) -> str:
     same = received.sop_instance_uid == sop_instance_uid, received.sop_instance_uid != "", received.header != ""
     query = select(received.header).where(*same, received.study_instance_uid != "").order_by(received.number.desc())
     headers = connection.execute(query.limit(MAX_COPIES)).scalars()
-    return next((str(header) for header in headers if states_study(header)), "")
+    return next((str(header) for header in headers if has_study_and_series(header)), "")
 
 
 def _header_values(header: str) -> dict[str, str]:
@@ -312,7 +312,7 @@ def record_undelivered(connection: Connection, number: int, time: str) -> None:
     """Record that an object did not arrive; during the attempt, its row was marked as possibly delivered."""
     row = connection.execute(select(outbox).where(_COLUMNS.number == number)).mappings().one()
     if row["state"] == "withdrawn":
-        _take_back_withdrawal(connection, row, time)
+        _cancel_withdrawal(connection, row, time)
         return
     change_rows(connection, [row], {"maybe_delivered": False})
     if header := _last_header(connection, row["sop_instance_uid"]):
@@ -320,7 +320,7 @@ def record_undelivered(connection: Connection, number: int, time: str) -> None:
         connection.execute(update(outbox).where(*present).values(_header_values(header)))
 
 
-def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
+def _cancel_withdrawal(connection: Connection, row: Row, time: str) -> None:
     """Cancel an object that was withdrawn while it was being sent but did not arrive; remove it from its rejection note."""
     unsent_notes = (
         _COLUMNS.sop_instance_uid == row["sop_instance_uid"],
@@ -340,7 +340,7 @@ def _take_back_withdrawal(connection: Connection, row: Row, time: str) -> None:
             change_rows(connection, [note], {"withdrawn_uids": json.dumps(others)})
         change_rows(connection, ended, {"state": "cancelled", "finished": time, "error": "superseded", "header": ""})
         change_rows(connection, [row], {"maybe_delivered": False})
-        append(connection, _ended_entries(ended, "result_superseded", time))
+        append(connection, _finished_entries(ended, "result_superseded", time))
 
 
 def _insert(

@@ -113,14 +113,14 @@ class Retention:
                 break
             after = numbers[-1]
             with self._storage.write_transaction() as connection:
-                received_instances.forget_headers(connection, numbers, limit, self._storage.time())
+                received_instances.remove_headers(connection, numbers, limit, self._storage.time())
         while not stopped():
             with self._storage.read_transaction() as connection:
                 numbers = results.find_old_headers(connection, limit, self._batch)
             if not numbers:
                 break
             with self._storage.write_transaction() as connection:
-                results.forget_headers(connection, numbers, self._storage.time())
+                results.remove_headers(connection, numbers, self._storage.time())
 
     def expire_images(self, age: timedelta, *, stopped: Callable[[], bool] = lambda: False) -> int:
         """Remove images older than an age, but keep their predictions; return the number of these predictions.

@@ -39,7 +39,12 @@ class UnreadableFileRepository:
         self._storage = storage
 
     def add(
-        self, prediction: Prediction, file: bytes, *, user: str, also: Callable[[Connection, str], None] | None = None
+        self,
+        prediction: Prediction,
+        file: bytes,
+        *,
+        user: str,
+        in_transaction: Callable[[Connection, str], None] | None = None,
     ) -> None:
         """Record an unreadable file, unless it is already recorded; the file itself is not stored.
 
@@ -47,14 +52,14 @@ class UnreadableFileRepository:
             prediction: Prediction with a failure.
             file: Bytes of the file.
             user: Sender of the file.
-            also: See `PredictionRepository.submit`.
+            in_transaction: See `PredictionRepository.submit`.
         Raises:
             StorageError: The record cannot be stored.
         """
         row = new_unreadable_row(prediction, file)
         with self._storage.write_transaction() as connection:
-            if also:
-                also(connection, "")
+            if in_transaction:
+                in_transaction(connection, "")
             if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
                 return
             time = self._storage.time()
