@@ -373,11 +373,9 @@ class Readiness:
         model: Model,
         repository: PredictionRepository,
         now: Callable[[], float] = time.monotonic,
-        *,
         check_seconds: float = 1,
     ) -> None:
-        self._check_seconds = check_seconds
-        self._model, self._repository, self._now = model, repository, now
+        self._model, self._repository, self._now, self._check_seconds = model, repository, now, check_seconds
         self._lock = threading.Lock()
         self._next_check = self._now()
         self._error: PneumoscopeError | None = None

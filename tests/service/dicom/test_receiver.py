@@ -139,7 +139,8 @@ def test_peer_that_sends_further_instances_meanwhile_holds_no_more_than_the_limi
             assert storing.wait(SECONDS)
             sender.dul.socket.socket.sendall(benchmark.store_request(bytes(200_000)))
             deadline = time.monotonic() + SECONDS
-            while "more than 100000 bytes" not in caplog.text and time.monotonic() < deadline:
+            while "more than 100000 bytes that are not stored" not in caplog.text:
+                assert time.monotonic() < deadline, "the association was not aborted"
                 time.sleep(0.02)
             release.set()
             thread.join(SECONDS)
