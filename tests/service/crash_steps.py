@@ -181,7 +181,7 @@ def process_instances(repository, number, step):
             subject = ResultSubject(id, "", "ab" * 32, "balanced", instance.sop_instance_uid, instance.header)
             enqueue(connection, subject, ["PACS"], KINDS, time)
 
-        repository.submit(PREDICTION, content, user="PACS", in_transaction=record).result(30)
+        repository.submit(PREDICTION, content, user="PACS", callback=record).result(30)
         repository.inbox.remove_file(instance)
 
 

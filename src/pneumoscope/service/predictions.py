@@ -30,6 +30,7 @@ from pneumoscope.service.storage.repository import PredictionRepository
 
 __all__ = ["PredictionService", "Readiness", "check_age_by_dates", "depends_on_entered_age", "word_forms"]
 
+WaitForDisconnect = Callable[[], Coroutine[object, object, None]]  # returns when the client disconnects
 _LOG = logging.getLogger("pneumoscope.service")
 _AGE_REJECTIONS = ("age_required", "outside_age_range")
 _MAX_DECODED = 2  # images decoded at full size at once; each may take hundreds of MB
@@ -71,7 +72,7 @@ class PredictionService:
         self,
         images: Sequence[tuple[bytes, str]],
         user: str,
-        disconnected: Callable[[], Coroutine[object, object, None]],
+        disconnected: WaitForDisconnect,
         *,
         age: float | None = None,
         identity: Identity | None = None,
@@ -110,7 +111,7 @@ class PredictionService:
         user: str,
         *,
         adjust: Callable[[Prediction], Prediction],
-        in_transaction: Callable[[Connection, Prediction, str], None],
+        callback: Callable[[Connection, Prediction, str], None],
     ) -> None:
         """Score a DICOM instance received from another node; store the prediction or a record of the unreadable file.
 
@@ -119,7 +120,7 @@ class PredictionService:
             name: Name of the image.
             user: User for the audit log.
             adjust: Returns the prediction to store.
-            in_transaction: Makes further changes in the transaction that stores the prediction; called with the connection, the
+            callback: Makes further changes in the transaction that stores the prediction; called with the connection, the
                 prediction and its id, which is empty for an unreadable file.
         Raises:
             BusyError, StorageError: See `predict`.
@@ -134,15 +135,10 @@ class PredictionService:
                 failure = Failure(error.code, error.message, error.hint, reason)
                 scored = dataclasses.replace(_without_result(scored), failure=failure)
             prediction = scored if scored.failure else adjust(scored)
-            await self._store(
-                prediction, instance, user, lambda connection, id: in_transaction(connection, prediction, id)
-            )
+            await self._store(prediction, instance, user, lambda connection, id: callback(connection, prediction, id))
 
     async def _with_known_age(
-        self,
-        prediction: Prediction,
-        image: tuple[bytes, str],
-        disconnected: Callable[[], Coroutine[object, object, None]],
+        self, prediction: Prediction, image: tuple[bytes, str], disconnected: WaitForDisconnect
     ) -> Prediction:
         """Return the prediction; if it has no age, use the one calculated from the dates, or else a previously entered one."""
         if prediction.age is not None or prediction.failure:
@@ -165,7 +161,7 @@ class PredictionService:
         return self.repository.entered_age(prediction.image.pixel_sha256, stated)
 
     async def predict_again(
-        self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]], *, age: float
+        self, id: str, user: str, disconnected: WaitForDisconnect, *, age: float
     ) -> StoredPrediction:
         """Score a stored image with the age of the patient; return the new prediction, and keep the earlier one.
 
@@ -188,7 +184,7 @@ class PredictionService:
         return await self._predict_again(earlier, user, disconnected, age)
 
     async def predict_without_entered_age(
-        self, id: str, user: str, disconnected: Callable[[], Coroutine[object, object, None]]
+        self, id: str, user: str, disconnected: WaitForDisconnect
     ) -> StoredPrediction | None:
         """Score an image without an age that was entered for another patient; calculate the age from the dates if possible.
 
@@ -207,11 +203,7 @@ class PredictionService:
         return await self._predict_again(earlier, user, disconnected, known_age)
 
     async def _predict_again(
-        self,
-        earlier: StoredPrediction,
-        user: str,
-        disconnected: Callable[[], Coroutine[object, object, None]],
-        age: float | None,
+        self, earlier: StoredPrediction, user: str, disconnected: WaitForDisconnect, age: float | None
     ) -> StoredPrediction:
         image = await run_in_threadpool(self.repository.image, earlier)
         with self.queue.reserve(1):
@@ -268,10 +260,7 @@ class PredictionService:
         return self.repository.set_identity(id, identity, user=user, etags=etags)
 
     async def _score(
-        self,
-        images: Sequence[tuple[bytes, str]],
-        disconnected: Callable[[], Coroutine[object, object, None]],
-        age: float | None,
+        self, images: Sequence[tuple[bytes, str]], disconnected: WaitForDisconnect, age: float | None
     ) -> list[Prediction]:
         futures = self.queue.submit(images, age=age)
         gone: asyncio.Future[Any] = asyncio.ensure_future(disconnected())
@@ -289,20 +278,20 @@ class PredictionService:
                 future.cancel()
 
     async def _store(
-        self, prediction: Prediction, image: bytes, user: str, in_transaction: TransactionCallback | None = None
+        self, prediction: Prediction, image: bytes, user: str, callback: TransactionCallback | None = None
     ) -> StoredPrediction | Prediction:
         if self.pseudonymizer:
             prediction = self.pseudonymizer.prediction(prediction)
         if prediction.failure:
             self.metrics.images.labels("unreadable").inc()
             await run_in_threadpool(
-                self.repository.unreadable_files.add, prediction, image, user=user, in_transaction=in_transaction
+                self.repository.unreadable_files.add, prediction, image, user=user, callback=callback
             )
             return prediction
         if self.pseudonymizer:
             async with self.decoding:
                 image = await run_in_threadpool(self._anonymous_image, image)
-        return await self._submit(prediction, image, user, in_transaction)
+        return await self._submit(prediction, image, user, callback)
 
     def _anonymous_image(self, image: bytes) -> bytes:
         assert self.pseudonymizer
@@ -313,12 +302,10 @@ class PredictionService:
         prediction: Prediction,
         image: bytes,
         user: str,
-        in_transaction: TransactionCallback | None = None,
+        callback: TransactionCallback | None = None,
         earlier_id: str = "",
     ) -> StoredPrediction:
-        submitted = self.repository.submit(
-            prediction, image, user=user, in_transaction=in_transaction, earlier_id=earlier_id
-        )
+        submitted = self.repository.submit(prediction, image, user=user, callback=callback, earlier_id=earlier_id)
         stored, is_new = await asyncio.wrap_future(submitted)
         if is_new:
             self.metrics.images.labels(stored.decision).inc()

@@ -64,9 +64,7 @@ class Exchange:
             enqueue(connection, subject, destinations, kinds, time)
 
         return (
-            self.repository.submit(found, received.image_sha256.encode(), user="PACS", in_transaction=record)
-            .result(30)[0]
-            .id
+            self.repository.submit(found, received.image_sha256.encode(), user="PACS", callback=record).result(30)[0].id
         )
 
     def fail(self, received, code, header, *, model="a", **reason):

@@ -44,7 +44,7 @@ def predict(repository, instance):
         finish(connection, instance, Outcome("predicted", "settings", id), time)
         enqueue(connection, time)
 
-    return repository.submit(found, name.encode(), user="PACS", in_transaction=record).result(60)[0].id
+    return repository.submit(found, name.encode(), user="PACS", callback=record).result(60)[0].id
 
 
 def waiting(repository):

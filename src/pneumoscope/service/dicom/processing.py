@@ -200,8 +200,8 @@ class InstanceProcessor:
             self._postponed[received.number] = time.monotonic() + _UNREADABLE_SECONDS
             raise
         if content is None:
-            in_transaction = partial(self.outcomes.record_lost, received)
-            content = await run_in_threadpool(self._inbox.finish_lost, received, self._settings, in_transaction)
+            callback = partial(self.outcomes.record_lost, received)
+            content = await run_in_threadpool(self._inbox.finish_lost, received, self._settings, callback)
         if content is None:
             _LOG.error("The file of a received instance is missing; ask its sender to send it again")
             return
@@ -211,7 +211,7 @@ class InstanceProcessor:
                 received.sop_instance_uid,
                 received.sender,
                 adjust=partial(self._with_rule, received),
-                in_transaction=partial(self.outcomes.record, received),
+                callback=partial(self.outcomes.record, received),
             )
         else:
             await self._give_up(received, content)
@@ -241,7 +241,7 @@ class InstanceProcessor:
         )
         await run_in_threadpool(
             self._service.repository.unreadable_files.add, self._stored(failed), content, user=received.sender,
-            in_transaction=lambda connection, id: self.outcomes.record(received, connection, failed, id),
+            callback=lambda connection, id: self.outcomes.record(received, connection, failed, id),
         )  # fmt: skip
 
     def _stored(self, prediction: Prediction) -> Prediction:

@@ -46,7 +46,7 @@ class Addition(NamedTuple):
     prediction: Prediction
     image: bytes
     user: str
-    in_transaction: TransactionCallback | None
+    callback: TransactionCallback | None
     earlier_id: str = ""
 
 
@@ -77,8 +77,8 @@ def add_predictions(
                 results = [batch.add(row, each) for row, each in zip(rows, additions, strict=True)]
                 batch.write()
                 for each, result in zip(additions, results, strict=True):
-                    if each.in_transaction and not isinstance(result, Exception):
-                        each.in_transaction(connection, result[0])
+                    if each.callback and not isinstance(result, Exception):
+                        each.callback(connection, result[0])
                 ids = [each[0] for each in results if not isinstance(each, Exception)]
                 stored = {each.id: each for each in read_stored(connection, _SELECT_BY_IDS.params(ids=ids))}
             for sha256 in staged:

@@ -198,14 +198,14 @@ class Inbox:
         return self.files.get(instance.image_sha256)
 
     def finish_lost(
-        self, instance: ReceivedInstance, settings: str, in_transaction: Callable[[Connection, str], None]
+        self, instance: ReceivedInstance, settings: str, callback: Callable[[Connection, str], None]
     ) -> bytes | None:
         """Record that a waiting instance's file is missing; return the file instead if it has just been sent again.
 
         Args:
             instance: The instance.
             settings: See `Outcome`.
-            in_transaction: Called in the same transaction, with the time of the record.
+            callback: Called in the same transaction, with the time of the record.
         Raises:
             StorageError: The file is unreadable, or the database cannot be written.
         """
@@ -215,7 +215,7 @@ class Inbox:
                 with write_transaction(self._engine) as connection:
                     time = format_time(self.now())
                     finish(connection, instance, Outcome("lost", settings), time)
-                    in_transaction(connection, time)
+                    callback(connection, time)
             return content
 
     def instances_of(self, prediction_id: str) -> list[ReceivedInstance]:

@@ -104,7 +104,7 @@ class PredictionRepository:
         image: bytes,
         *,
         user: str,
-        in_transaction: TransactionCallback | None = None,
+        callback: TransactionCallback | None = None,
         earlier_id: str = "",
     ) -> Future[tuple[StoredPrediction, bool]]:
         """Store a prediction and its image, in one transaction with others submitted at the same time.
@@ -113,7 +113,7 @@ class PredictionRepository:
             prediction: Prediction of a readable image.
             image: Bytes of the file.
             user: User for the audit log.
-            in_transaction: Makes further changes in the same transaction; it is called even if the prediction is not new.
+            callback: Makes further changes in the same transaction; it is called even if the prediction is not new.
             earlier_id: For a repeated prediction, id of the earlier one, whose patient the new one belongs to; empty
                 for an upload.
 
@@ -122,7 +122,7 @@ class PredictionRepository:
             point and entered age is kept. The future may raise StorageError if nothing could be stored, or
             UnknownNameError if the earlier prediction was deleted in the meantime.
         """
-        return self._commits.submit(Addition(prediction, image, user, in_transaction, earlier_id))
+        return self._commits.submit(Addition(prediction, image, user, callback, earlier_id))
 
     def get(self, id: str) -> StoredPrediction:
         """Return a prediction.

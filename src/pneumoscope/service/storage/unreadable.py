@@ -44,7 +44,7 @@ class UnreadableFileRepository:
         file: bytes,
         *,
         user: str,
-        in_transaction: Callable[[Connection, str], None] | None = None,
+        callback: Callable[[Connection, str], None] | None = None,
     ) -> None:
         """Record an unreadable file, unless it is already recorded; the file itself is not stored.
 
@@ -52,14 +52,14 @@ class UnreadableFileRepository:
             prediction: Prediction with a failure.
             file: Bytes of the file.
             user: Sender of the file.
-            in_transaction: See `PredictionRepository.submit`.
+            callback: See `PredictionRepository.submit`.
         Raises:
             StorageError: The record cannot be stored.
         """
         row = new_unreadable_row(prediction, file)
         with self._storage.write_transaction() as connection:
-            if in_transaction:
-                in_transaction(connection, "")
+            if callback:
+                callback(connection, "")
             if connection.execute(select(unreadable_files.c.id).where(unreadable_files.c.id == row["id"])).first():
                 return
             time = self._storage.time()
