@@ -174,21 +174,16 @@ def _with_header_patients(manifest: Manifest, mapping: LabelMapping) -> Manifest
 def _notes(manifest: Manifest) -> Iterator[str]:
     images = manifest.images
     if not manifest.binary:
-        note = f"the data have {len(manifest.classes)} classes: {', '.join(manifest.classes)}"
-        yield note + (
-            ". A model of these has no operating points; for a model of pneumonia, add --positive with its class"
-            if len(manifest.classes) == 2
-            else ""
-        )
+        hint = ". A model of these has no operating points; for a model of pneumonia, add --positive with its class"
+        classes = f"{len(manifest.classes)} classes: {', '.join(manifest.classes)}"
+        yield f"the data have {classes}{hint if len(manifest.classes) == 2 else ''}"
     if others := [path for path, reason in manifest.skipped if reason != "hidden"]:
         names = ", ".join(others[:_MAX_NAMED]) + (", …" if len(others) > _MAX_NAMED else "")
         yield f"skipped {counted(len(others), 'other file')} ({names}); for details: pneumoscope check-data DATA"
-    unknown = count_unknown(image.patient for image in images)
-    if unknown:
+    if unknown := count_unknown(image.patient for image in images):
         yield (
             f"the patient of {unknown:,} of {len(images):,} images is unknown, because neither file names nor DICOM headers"
-            " contain it. If several images may show the same patient, add --patient-pattern for other file names, or use a"
-            " CSV file with a column patient"
+            " contain it. If images may share a patient, add --patient-pattern, or use a CSV file with a column patient"
         )
 
 
@@ -304,11 +299,8 @@ class _Listing:
         classes = _visible_folders(folder)
         empty = [path.name for path in classes if path.name.lower() not in CLASS_FOLDERS and not _has_images(path)]
         if empty or not classes:
-            reason = (
-                f"{empty[0]!r} is not a class folder, because it has no images"
-                if empty
-                else "there are no class folders"
-            )
+            no_images = f"{next(iter(empty), '')!r} is not a class folder, because it has no images"
+            reason = no_images if empty else "there are no class folders"
             name = folder.relative_to(self.root.parent).as_posix()
             raise LayoutError(f"{name}/: {reason}. It contains:\n{_tree(folder)}\n", hint=_HINT)
         self.skip_others(folder, known=[path.name for path in classes])

@@ -107,7 +107,7 @@ def decode(
 
 
 def type_reason(file_type: FileType, size: int) -> UnreadableReason:
-    """Return the reason why a file of a type, and of a size in bytes, is no image that can be read."""
+    """Return why a file of this type and size in bytes cannot be read as an image."""
     if file_type == UNKNOWN:
         return UnreadableReason("not_an_image", {"bytes": size})
     return UnreadableReason("unsupported_file_type", {"type": file_type.code, "bytes": size})
