@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "has_several_classes",
-    "is_given",
     "print_class_breakdown",
     "print_multiclass_evaluation",
     "refuse_options",
@@ -45,13 +44,6 @@ def has_several_classes(target: Path | None, evaluation: str = "") -> bool:
             return has_multiclass_evaluation(folder)
     bundle = target / BUNDLE_FOLDER
     return is_multiclass(bundle if bundle.is_dir() else target)
-
-
-def is_given(option: str) -> bool:
-    """Return whether an option of the current command is given explicitly."""
-    from click.core import ParameterSource
-
-    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def refuse_options(given: Mapping[str, object]) -> None:
