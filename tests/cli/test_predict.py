@@ -247,7 +247,7 @@ def test_unreadable_files_are_reported_and_the_rest_are_processed(
     assert err == "error: 2 of 3 images could not be read. Their messages state the reasons\n"
     _, _, err = run_command(bundle, "gone.png", "images/a.png", "--json")
     assert err == "error: 1 of 2 images could not be read. Its message states the reason\n"
-    _, _, err = run_command(bundle, "gone.png", "--json")
+    _, _, err = run_command(bundle, "images/c.png", "--json")
     assert err == "error: the image could not be read. Its message states the reason\n"
     empty, missing, good = json.loads(out)["predictions"]
     assert (empty["decision"], empty["failure"]["code"]) == (None, "unreadable_image")
