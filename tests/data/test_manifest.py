@@ -203,9 +203,15 @@ def test_other_labels_are_classes_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("labels", "hint"),
     [
-        (("NORMAL", "PNEUMONA"), "Did you mean PNEUMONIA? --map PNEUMONA=PNEUMONIA"),
-        (("NORMAL", "PNEUMONIA", "PNEUMONA"), "Did you mean PNEUMONIA? --map PNEUMONA=PNEUMONIA"),
-        (("norml", "pneumona"), "Did you mean NORMAL and PNEUMONIA? --map norml=NORMAL --map pneumona=PNEUMONIA"),
+        (("NORMAL", "PNEUMONA"), "Did you mean PNEUMONIA? Correct the labels, or give --map PNEUMONA=PNEUMONIA"),
+        (
+            ("NORMAL", "PNEUMONIA", "PNEUMONA"),
+            "Did you mean PNEUMONIA? Correct the labels, or give --map PNEUMONA=PNEUMONIA",
+        ),
+        (
+            ("norml", "pneumona"),
+            "Did you mean NORMAL and PNEUMONIA? Correct the labels, or give --map norml=NORMAL --map pneumona=PNEUMONIA",
+        ),
         (("NORMAL", "abnormal", "PNEUMONIA"), ""),
         (("NORMAL", "no pneumonia", "PNEUMONIA"), ""),
         (("NORMAL", "PNEUMONA", "TB"), ""),

@@ -100,7 +100,8 @@ def misspelling_hint(found: Sequence[str]) -> str:
     meant = {label: closest_name(label, LABELS, _SIMILAR) for label in others}
     if not others or not all(name and name not in label.upper() for label, name in meant.items()):
         return ""
-    return f"Did you mean {' and '.join(meant.values())}? {' '.join(map(_map_option, meant, meant.values()))}"
+    options = " ".join(map(_map_option, meant, meant.values()))
+    return f"Did you mean {' and '.join(meant.values())}? Correct the labels, or give {options}"
 
 
 def sort_classes(labels: Iterable[str]) -> list[str]:
