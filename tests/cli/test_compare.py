@@ -74,6 +74,19 @@ def test_json_is_one_document_and_equals_the_file(runs, tmp_path):
     assert data["command"] == (f"pneumoscope compare {runs[0]} {runs[1]} --operating-point rule_out --out {out}")
 
 
+def test_note_names_the_operating_point_if_it_is_not_half(runs, shared_maker, tmp_path):
+    other = shared_maker.run("without-half", gain=0.03)
+    images, ledger = shared_maker.root / "shown", shared_maker.root / "without-half.jsonl"
+    evaluate(other, images, ledger=ledger, operating_points=["balanced", "0.3"])
+    note = "note: the operating point is balanced; --operating-point chooses another"
+    result = invoke(runs[0], other, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    assert note in result.stderr
+    chosen = invoke(runs[0], other, "--operating-point", "balanced", "--out", tmp_path / "chosen")
+    assert "note: the operating point" not in chosen.stderr
+    assert "note: the operating point" not in invoke(*runs, "--out", tmp_path / "half").stderr
+
+
 def test_run_without_evaluation_exits_with_2(maker, tmp_path, capsys):
     run = maker.run("lonely")
     with pytest.raises(SystemExit) as stop:

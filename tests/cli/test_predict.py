@@ -161,7 +161,7 @@ def test_hint_names_the_column_of_the_csv_file(
     bundle: Path, images: Path, run_command: Callable[..., tuple[int, str, str]]
 ) -> None:
     status, out, err = run_command(bundle, "images/c.png", "--csv", "-")
-    error = "error: 1 of 1 image could not be read. See failure_message in the CSV file"
+    error = "error: the image could not be read. See failure_message in the CSV file"
     assert (status, err) == (3, f"Total: 1 failed\n{error}\n")
     assert "the file is empty" in out
 
@@ -244,9 +244,11 @@ def test_unreadable_files_are_reported_and_the_rest_are_processed(
     status, out, err = run_command(bundle, "images/c.png", "gone.png", "images/a.png", "--json")
 
     assert status == 3
-    assert err == "error: 2 of 3 images could not be read. See their messages\n"
+    assert err == "error: 2 of 3 images could not be read. Their messages state the reasons\n"
     _, _, err = run_command(bundle, "gone.png", "images/a.png", "--json")
-    assert err == "error: 1 of 2 images could not be read. See its message\n"
+    assert err == "error: 1 of 2 images could not be read. Its message states the reason\n"
+    _, _, err = run_command(bundle, "images/c.png", "--json")
+    assert err == "error: the image could not be read. Its message states the reason\n"
     empty, missing, good = json.loads(out)["predictions"]
     assert (empty["decision"], empty["failure"]["code"]) == (None, "unreadable_image")
     assert "the file is empty (0 bytes)" in empty["failure"]["message"]

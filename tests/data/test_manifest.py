@@ -195,8 +195,36 @@ def test_other_labels_are_classes_as_they_are_written() -> None:
     assert manifest.counts() == {"": {"Normal": 1, "TB": 1, "covid": 1}}
     with pytest.raises(
         DatasetError, match=r"training needs images of NORMAL and PNEUMONIA; the classes are Normal, TB, covid"
-    ):
-        manifest.check_binary("training")
+    ) as raised:
+        manifest.check_binary("training", hint="More.")
+    assert raised.value.hint.startswith("Choose the class")
+    assert raised.value.hint.endswith(". More.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [
+        (("NORMAL", "PNEUMONA"), "Did you mean PNEUMONIA? Correct the labels, or give --map PNEUMONA=PNEUMONIA"),
+        (
+            ("NORMAL", "PNEUMONIA", "PNEUMONA"),
+            "Did you mean PNEUMONIA? Correct the labels, or give --map PNEUMONA=PNEUMONIA",
+        ),
+        (
+            ("norml", "pneumona"),
+            "Did you mean NORMAL and PNEUMONIA? Correct the labels, or give --map norml=NORMAL --map pneumona=PNEUMONIA",
+        ),
+        (("NORMAL", "abnormal", "PNEUMONIA"), ""),
+        (("NORMAL", "no pneumonia", "PNEUMONIA"), ""),
+        (("NORMAL", "PNEUMONA", "TB"), ""),
+    ],
+)
+def test_misspelled_labels_of_pneumonia_are_named(labels: tuple[str, ...], hint: str) -> None:
+    rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+    manifest = Manifest.from_csv(f"path,label\n{rows}", Path("images"), "m.csv")
+    with pytest.raises(DatasetError) as raised:
+        manifest.check_binary("an evaluation", hint="More.")
+    assert raised.value.hint == (hint or raised.value.hint)
+    assert raised.value.hint.startswith("Did you mean") is bool(hint)
 
 
 def test_saved_manifest_keeps_the_order_of_the_classes_and_those_without_images(tmp_path: Path) -> None:

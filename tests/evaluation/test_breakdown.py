@@ -240,6 +240,69 @@ def test_difference_needs_other_images_and_the_same_model(maker, tmp_path):
     assert scored == []
 
 
+def test_note_names_the_operating_points_if_no_decisions_are_compared(maker):
+    run, images, north, notes = maker.run(), maker.images(), maker.images("north", seed=4), []
+    evaluate(run, images)
+
+    def difference(points, **options):
+        notes.clear()
+        evaluation, _ = evaluate(
+            run,
+            north,
+            name="north",
+            reference="test",
+            operating_points=points,
+            note=notes.append,
+            replace=True,
+            **options,
+        )
+        return evaluation.difference
+
+    assert difference(["0.3"]).operating_points == {}
+    assert [note for note in notes if "not compared" in note] == [
+        "accuracy, sensitivity and specificity are not compared: no operating point is in both evaluations (these images:"
+        " 0.3; test: half, balanced, rule_out, rule_in). Evaluate these images again with --operating-point balanced"
+    ]
+    assert set(difference(["0.3", "balanced"]).operating_points) == {"balanced"}
+    assert not any("not compared" in note for note in notes)
+
+
+def test_note_suggests_an_operating_point_that_predictions_of_another_tool_can_have(maker, tmp_path):
+    notes = []
+
+    def scored(name, folder, points, **options):
+        file = tmp_path / f"{name}.csv"
+        rows = [f"{image.path},{0.7 if image.positive else 0.2}" for image in load_manifest(folder).images]
+        file.write_text("\n".join(["path,probability", *rows]))
+        evaluate_predictions(
+            file,
+            folder,
+            name="tool",
+            operating_points=points,
+            out=tmp_path / f"out-{name}",
+            note=notes.append,
+            **options,
+        )
+
+    internal, north = maker.images(), maker.images("north", seed=4)
+    scored("internal", internal, ["0.4"])
+    scored("external", north, None, reference=tmp_path / "out-internal")
+    (note,) = (note for note in notes if "not compared" in note)
+    assert "(these images: half; out-internal: 0.4). Evaluate these images again with --operating-point 0.4" in note
+
+
+def test_note_names_thresholds_that_differ(maker):
+    run, north, notes = maker.run(), maker.images("north", seed=4), []
+    evaluate(run, maker.images())
+    file = run / "evaluation" / "test" / "evaluation.json"
+    record = json.loads(file.read_text())
+    record["operating_points"]["balanced"]["threshold"] += 0.01
+    file.write_text(json.dumps(record))
+    evaluate(run, north, name="north", reference="test", operating_points=["balanced"], note=notes.append)
+    (note,) = (note for note in notes if "not compared" in note)
+    assert "the thresholds of balanced differ from those of test; evaluate both with the same site profile" in note
+
+
 def test_predictions_of_one_model_are_known_by_its_name(maker, tmp_path):
     evaluations = {}
 
@@ -277,7 +340,7 @@ def test_patients_in_several_groups_are_counted(maker):
     ]
     for test in evaluation.interactions:
         assert test.sentence.endswith(
-            f" {test.shared_patients} patients are in several groups; the test takes them to be different."
+            f" {test.shared_patients} patients are in several groups and count as a different patient in each."
         )
     data = manifest(folder, site=lambda i: "AB"[i % 2])
     evaluation, _ = evaluate(maker.run(), data, by=["site"], replace=True)
@@ -289,7 +352,7 @@ def test_patient_identifiers_in_both_sets_are_counted(maker):
     evaluate(run, images)
     external, _ = evaluate(run, manifest(maker.images("north", seed=4)), name="north", reference="test")
     assert external.difference.remark == (
-        "32 patient identifiers are in both sets; the intervals take them to be different patients."
+        "32 patient identifiers are in both sets and count as a different patient in each."
     )
     south = manifest(maker.images("south", seed=5), lambda i: f"s{i}")
     external, _ = evaluate(run, south, name="south", reference="test")

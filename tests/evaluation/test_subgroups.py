@@ -134,7 +134,7 @@ def test_a_group_with_few_patients_of_a_class_prevents_the_test_of_the_macro_aur
     assert groups[1].metrics["macro_auroc"].reason.startswith(f"{few} for a bootstrap")
     assert (tests[0].p, tests[0].reason) == (
         None,
-        f"{few} for the variance of the macro AUROC, which needs 6 of each",
+        "5 patients of the class virus in the group B are too few for a test of macro AUROCs, which needs 6 of each",
     )
     assert tests[1].p is not None
 

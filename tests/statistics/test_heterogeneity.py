@@ -10,6 +10,7 @@ from sklearn import metrics
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.statistics.heterogeneity import (
+    ScoredGroup,
     area_heterogeneity,
     auroc_heterogeneity,
     proportion_heterogeneity,
@@ -205,6 +206,16 @@ def test_aurocs_of_too_few_patients_are_not_tested(positive: int, named: str) ->
     few = np.random.default_rng(0).normal(size=40), np.arange(40) < positive, [""] * 40
     with pytest.raises(UndefinedMetricError, match=f"{named} .* too few for a test of AUROCs, which needs 6 of each"):
         auroc_heterogeneity([few, group(40, 1.0, 0)])
+
+
+def test_reason_of_too_few_patients_names_the_smallest_class_and_its_group() -> None:
+    def of(positive: int) -> ScoredGroup:
+        return np.arange(40.0), np.arange(40) < positive, [""] * 40
+
+    with pytest.raises(UndefinedMetricError, match=r"^3 patients of the class NORMAL in the group F are too few"):
+        auroc_heterogeneity([of(20), of(5), of(37), of(4)], ["M", "O", "F", "U"])
+    with pytest.raises(UndefinedMetricError, match=r"^2 patients of the class PNEUMONIA in clinic are too few"):
+        unpaired_auroc_difference(of(4), of(2), names=("these images", "clinic"))
 
 
 def test_equal_aurocs_of_few_patients_are_rejected_too_often_as_documented() -> None:

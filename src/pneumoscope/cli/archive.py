@@ -27,7 +27,7 @@ from pneumoscope.cli.process import catch_interrupt
 from pneumoscope.cli.progress import archive_progress, image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
 from pneumoscope.core.i18n import NOTICE
-from pneumoscope.core.messages import counted
+from pneumoscope.core.messages import counted, unread_text
 
 if TYPE_CHECKING:
     from pneumoscope.archive.progress import Progress
@@ -153,7 +153,7 @@ def score_command(
         raise click.Abort("Interrupted. Run the same command again to continue")
     if scored.failed:
         raise PartialFailureError(
-            f"{scored.failed:,} of {counted(scored.rows, 'image')} could not be read",
+            unread_text(scored.failed, scored.rows),
             hint="See failure_code and failure_reason in the table",
         )
 

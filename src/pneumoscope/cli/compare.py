@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pneumoscope.cli.data_options import label_options, prediction_column_options, prediction_columns
-from pneumoscope.cli.multiclass import is_given, is_multiclass_target, reject_options
+from pneumoscope.cli.multiclass import is_multiclass_target, reject_options
 from pneumoscope.cli.options import (
     compared_point_option,
     evaluation_name_option,
@@ -87,13 +87,13 @@ def command(
     from pneumoscope.data.predictions_file import has_class_columns
     from pneumoscope.evaluation.comparison.compare import compare
     from pneumoscope.evaluation.comparison.inputs import result_folders
+    from pneumoscope.evaluation.custom_points import FIXED_POINT
     from pneumoscope.reporting.comparison_page import write_comparison_page
 
     columns = prediction_columns(column_names)
     if any(has_class_columns(run, columns) if run.is_file() else is_multiclass_target(run, evaluation) for run in runs):
         reject_for_folds(runs, {"runs", "out", "as_json"})
-        point = operating_point if is_given("operating_point") else ""
-        reject_options({"--operating-point": point, "--prevalence": prevalence})
+        reject_options({"--operating-point": operating_point, "--prevalence": prevalence})
         options: dict[str, Any] = {"data": data, "labels": labels, "split": split, "columns": columns, "ledger": ledger}
         _compare_classes(runs, out, evaluation=evaluation, as_json=as_json, **options)
         return
@@ -114,6 +114,9 @@ def command(
             progress=progress,
             note=lambda text: click.echo(f"note: {text}", err=True),
         )
+    if not operating_point and comparison.operating_point != FIXED_POINT:
+        point = comparison.operating_point
+        click.echo(f"note: the operating point is {point}; --operating-point chooses another", err=True)
     page = write_comparison_page(comparison, result_folders(runs, out), out / "report.html")
     _print_comparison(comparison, page, as_json=as_json)
 

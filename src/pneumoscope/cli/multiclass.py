@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pneumoscope.core.multiclass_results import MulticlassEvaluation
 
 __all__ = [
-    "is_given",
     "is_multiclass_target",
     "print_class_breakdown",
     "print_multiclass_evaluation",
@@ -45,13 +44,6 @@ def is_multiclass_target(target: Path | None, evaluation: str = "") -> bool:
             return has_multiclass_evaluation(folder)
     bundle = target / BUNDLE_FOLDER
     return is_multiclass(bundle if bundle.is_dir() else target)
-
-
-def is_given(option: str) -> bool:
-    """Return whether an option of the current command is given explicitly."""
-    from click.core import ParameterSource
-
-    return click.get_current_context().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 def reject_options(given: Mapping[str, object]) -> None:

@@ -198,12 +198,11 @@ def reject_for_folds(targets: Iterable[Path], used: Collection[str]) -> None:
 
 compared_point_option = click.option(
     "--operating-point",
-    default="half",
-    show_default=True,
+    default="",
     metavar="NAME|NUMBER",
-    help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95. half, the"
-    " threshold of 0.5 as in the published report, is the only one that predictions of every tool have; `predict` and"
-    " `report` use balanced.",
+    help="Operating point of the threshold metrics, also a custom one of the evaluations, such as 0.3 or sens=0.95.  [default:"
+    " half, the threshold of 0.5, which predictions of every tool have; balanced if an evaluation lacks it; or else the only"
+    " one that all have. `predict` and `report` use balanced]",
 )
 evaluation_name_option = click.option(
     "--evaluation",

@@ -20,7 +20,7 @@ from pneumoscope.cli.options import json_option, model_options
 from pneumoscope.cli.process import catch_interrupt
 from pneumoscope.cli.progress import image_progress, printable
 from pneumoscope.core.errors import PartialFailureError, UsageError
-from pneumoscope.core.messages import counted, join_sentences, warning_message
+from pneumoscope.core.messages import counted, join_sentences, unread_text, warning_message
 from pneumoscope.core.prediction_codes import OVERRIDES
 from pneumoscope.core.prediction_messages import (
     age_conflict_message,
@@ -145,12 +145,12 @@ def command(
         raise click.Abort(f"Interrupted after {tally.done:,} of {counted(len(images), 'image')}")
     if failed := tally.decisions[_FAILED]:
         raise PartialFailureError(
-            f"{failed:,} of {counted(len(images), 'image')} could not be read",
+            unread_text(failed, len(images)),
             hint="See failure_message in the CSV file"
             if table
-            else "See its message"
+            else "Its message states the reason"
             if failed == 1
-            else "See their messages",
+            else "Their messages state the reasons",
         )
 
 

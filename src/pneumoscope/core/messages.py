@@ -30,6 +30,7 @@ __all__ = [
     "review_label",
     "role_label",
     "sex_label",
+    "unread_text",
     "warning_label",
     "warning_message",
 ]
@@ -156,6 +157,11 @@ _ROLES = {"sender": N_("Sender"), "reader": N_("Reader"), "administrator": N_("A
 def counted(number: int, noun: str) -> str:
     """Return a number with an English noun, such as "1 image" or "1,200 images"; the plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def unread_text(failed: int, images: int) -> str:
+    """Return how many images could not be read, such as "2 of 3 images could not be read"."""
+    return "the image could not be read" if images == 1 else f"{failed:,} of {images:,} images could not be read"
 
 
 def patients_text(patients: int, unknown: int | None, images: int) -> str:

@@ -26,6 +26,7 @@ _NEGATIVE = {
 }
 _POSITIVE = {"positive", "pos", "yes", "true", "1", "abnormal", "sick", "diseased", "opacity", "lung opacity"}
 _ETIOLOGIES = {"normal", "bacteria", "virus"}
+_SIMILAR = 0.8  # similarity above which a class name may be a misspelling; see `closest_name`
 _NEGATIONS = {"no", "non", "not", "without", "negative", "neg", "false", "0"}
 
 
@@ -88,6 +89,19 @@ def spelling_notes(names: Mapping[str, str]) -> tuple[str, ...]:
         for label, name in names.items()
         if label != name and name not in LABELS
     )
+
+
+def misspelling_hint(found: Sequence[str]) -> str:
+    """Return the options that rename misspelled NORMAL and PNEUMONIA; "" if a class is another one.
+
+    A name that contains the other, such as "abnormal", is not a misspelling of it.
+    """
+    others = [label for label in found if label not in LABELS]
+    meant = {label: closest_name(label, LABELS, _SIMILAR) for label in others}
+    if not others or not all(name and name not in label.upper() for label, name in meant.items()):
+        return ""
+    options = " ".join(map(_map_option, meant, meant.values()))
+    return f"Did you mean {' and '.join(meant.values())}? Correct the labels, or give {options}"
 
 
 def sort_classes(labels: Iterable[str]) -> list[str]:

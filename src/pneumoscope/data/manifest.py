@@ -14,7 +14,7 @@ from types import MappingProxyType
 from pneumoscope.core.errors import DatasetError, ManifestError, PatientLeakError, UsageError
 from pneumoscope.core.files import write_atomically
 from pneumoscope.core.messages import counted
-from pneumoscope.data.classes import LABELS, resolve_classes, spelling_notes
+from pneumoscope.data.classes import LABELS, misspelling_hint, resolve_classes, spelling_notes
 from pneumoscope.data.label_mapping import ETIOLOGY_COLUMN, LabelMapping, map_labels, map_patients, map_rows
 from pneumoscope.data.patients import parse_file_name
 
@@ -118,10 +118,10 @@ class Manifest:
             DatasetError: With the classes.
         """
         if not self.binary:
+            usual = "Choose the class that counts as PNEUMONIA with --positive CLASS, or rename classes with --map SOURCE=CLASS"
             raise DatasetError(
                 f"{task} needs images of NORMAL and PNEUMONIA; the classes are {', '.join(self.classes)}",
-                hint="Choose the class that counts as PNEUMONIA with --positive CLASS, or rename classes with --map"
-                f" SOURCE=CLASS{'. ' if hint else ''}{hint}",
+                hint=misspelling_hint(self.classes) or f"{usual}{'. ' if hint else ''}{hint}",
             )
 
     def split(self, name: str) -> tuple[LabeledImage, ...]:

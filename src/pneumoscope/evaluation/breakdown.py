@@ -17,8 +17,9 @@ from pneumoscope.core.errors import DatasetError, RunError, UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
 from pneumoscope.core.multiclass_results import MulticlassEvaluation, MulticlassScoredImage
-from pneumoscope.core.results import Evaluation, ScoredImage, SetDifference
+from pneumoscope.core.results import Evaluation, OperatingPointResult, ScoredImage, SetDifference
 from pneumoscope.data.manifest import LabeledImage
+from pneumoscope.evaluation.custom_points import FIXED_POINT, is_probability
 from pneumoscope.evaluation.metrics import positives
 from pneumoscope.evaluation.recording import ScoreSource
 from pneumoscope.evaluation.subgroups import (
@@ -29,6 +30,7 @@ from pneumoscope.evaluation.subgroups import (
     read_columns,
     shared_patients,
 )
+from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT
 from pneumoscope.runs.evaluations import read_evaluation_folder
 from pneumoscope.runs.run_folder import EVALUATION_FILE
 from pneumoscope.statistics.heterogeneity import ScoredGroup, auroc_heterogeneity, unpaired_auroc_difference
@@ -80,6 +82,9 @@ def read_breakdown(
     images: Sequence[LabeledImage],
     source: ScoreSource,
     path_column: str = "path",
+    *,
+    points: Sequence[str] = (),
+    note: Callable[[str], None] | None = None,
 ) -> Breakdown:
     """Return the columns of the subgroups, and the reference.
 
@@ -90,6 +95,9 @@ def read_breakdown(
         images: The images to evaluate.
         source: Source of their scores.
         path_column: Column of the manifest CSV with the paths.
+        points: Operating points to evaluate.
+        note: Called with a remark if decisions cannot be compared with the reference, because no operating point is in
+            both evaluations.
 
     Raises:
         UsageError, UnknownNameError: See `subgroups.read_columns`; or the reference evaluates another model.
@@ -99,8 +107,45 @@ def read_breakdown(
     columns = read_columns(data, by, images, path_column)
     if reference is None:
         return Breakdown(columns)
-    return Breakdown(
-        columns, read_reference(reference, images, source.name, source.bundle_sha256, read_evaluation_folder)
+    found = read_reference(reference, images, source.name, source.bundle_sha256, read_evaluation_folder)
+    if note and (remark := _without_common_point(found.name, found.evaluation.operating_points, source, points)):
+        note(remark)
+    return Breakdown(columns, found)
+
+
+def _without_common_point(
+    reference: str, others: Mapping[str, OperatingPointResult], source: ScoreSource, points: Sequence[str]
+) -> str:
+    """Return why decisions are not compared with a reference, and what to do; "" if they are at an operating point.
+
+    Args:
+        reference: Name of the reference.
+        others: Its operating points.
+        source: Source of the scores of the evaluated images.
+        points: Operating points at which they are evaluated.
+    """
+    known = source.operating_points
+    if any(name in others and others[name].threshold == known[name].threshold for name in points):
+        return ""
+    not_compared = "accuracy, sensitivity and specificity are not compared"
+    if same := [name for name in points if name in others]:
+        return (
+            f"{not_compared}: the thresholds of {', '.join(same)} differ from those of {reference}; evaluate both with the"
+            " same site profile and the same validation images"
+        )
+    possible = [
+        name
+        for name in sorted(others, key=lambda each: (each != DEFAULT_OPERATING_POINT, each != FIXED_POINT))
+        if (others[name].threshold == known[name].threshold if name in known else is_probability(name))
+    ]
+    what_to_do = (
+        f"Evaluate these images again with --operating-point {possible[0]}"
+        if possible
+        else "Evaluate both with the same --operating-point"
+    )
+    return (
+        f"{not_compared}: no operating point is in both evaluations (these images: {', '.join(points)}; {reference}:"
+        f" {', '.join(others)}). {what_to_do}"
     )
 
 
@@ -183,7 +228,7 @@ def _metrics(images: Sequence[ScoredImage], point: str, threshold: float, seed: 
             needed=(labels, ~labels),
             needed_text="NORMAL and PNEUMONIA",
             test=AUROC_TEST,
-            p=lambda groups: auroc_heterogeneity([scored(rows) for rows in groups]),
+            p=lambda groups, names: auroc_heterogeneity([scored(rows) for rows in groups], names),
         ),
         rate_metric("accuracy", correct, np.ones_like(labels), patients, images=""),
         rate_metric("sensitivity", correct, labels, patients, images="PNEUMONIA", operating_point=point, seed=seed),
@@ -204,7 +249,7 @@ def _difference(
     """Return the differences of this evaluation from the reference."""
     others = reference.images
     try:
-        auroc = unpaired_auroc_difference(_scored(images), _scored(others))
+        auroc = unpaired_auroc_difference(_scored(images), _scored(others), names=("these images", reference.name))
     except UndefinedMetricError as error:
         auroc = undefined(error.message, n=len(images) + len(others), method="delong, mover, unpaired")
     # With another threshold (from another site profile), the difference would not be due to the images alone.
@@ -244,9 +289,5 @@ def _patients_in_both(number: int) -> str:
     """Return a sentence on patient identifiers that occur in both sets; "" if there are none."""
     if not number:
         return ""
-    same = (
-        "is in both sets; the intervals take it to be two patients"
-        if number == 1
-        else ("are in both sets; the intervals take them to be different patients")
-    )
-    return f"{counted(number, 'patient identifier')} {same}."
+    counts = "is in both sets and counts" if number == 1 else "are in both sets and count"
+    return f"{counted(number, 'patient identifier')} {counts} as a different patient in each."

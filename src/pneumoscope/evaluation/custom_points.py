@@ -18,15 +18,18 @@ from pneumoscope.statistics.inputs import BoolArray, FloatArray
 from pneumoscope.statistics.thresholds import threshold_at_sensitivity, threshold_at_specificity
 
 __all__ = [
+    "FIXED_POINT",
     "ChosenThreshold",
     "CustomPoint",
     "canonical_names",
     "choose_thresholds",
     "custom_points",
+    "is_probability",
     "needs_validation",
     "parse_custom_point",
 ]
 
+FIXED_POINT = "half"  # the only standard operating point of predictions without validation images
 _TARGETS: dict[str, Literal["sensitivity", "specificity"]] = {"sens": "sensitivity", "spec": "specificity"}
 _EXAMPLES = "a probability such as 0.3, a sensitivity such as sens=0.95, or a specificity such as spec=0.9"
 
@@ -109,6 +112,12 @@ def canonical_names(names: Iterable[str]) -> tuple[str, ...]:
 def custom_points(names: Iterable[str], known: Collection[str]) -> tuple[CustomPoint, ...]:
     """Return the custom operating points among the names, except those that the card already has."""
     return tuple(point for name in names if name not in known and (point := parse_custom_point(name)))
+
+
+def is_probability(name: str) -> bool:
+    """Return whether a name of an operating point is a probability, such as "0.3"."""
+    point = parse_custom_point(name)
+    return point is not None and point.rule == "probability"
 
 
 def needs_validation(point: CustomPoint | None) -> bool:

@@ -152,8 +152,9 @@ def evaluate(
         source, points = with_earlier_points(folder, points, evaluated.images, source, seed, keep_with=keep_with)
     check_thresholds(evaluated.images, card, points)
     breakdown = read_breakdown(
-        data, by, model.reference_folder(reference), evaluated.images, source, manifest.path_column
-    )
+        data, by, model.reference_folder(reference), evaluated.images, source, manifest.path_column,
+        points=points, note=note,
+    )  # fmt: skip
     started = time.perf_counter()
     scored, rejections = _score(session, evaluated, progress)
     evaluation = summarize(

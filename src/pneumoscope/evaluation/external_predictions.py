@@ -30,7 +30,13 @@ from pneumoscope.data.predictions_file import (
     read_predictions_file,
 )
 from pneumoscope.evaluation.breakdown import add_breakdown, read_breakdown
-from pneumoscope.evaluation.custom_points import ChosenThreshold, canonical_names, choose_thresholds, custom_points
+from pneumoscope.evaluation.custom_points import (
+    FIXED_POINT,
+    ChosenThreshold,
+    canonical_names,
+    choose_thresholds,
+    custom_points,
+)
 from pneumoscope.evaluation.fitting import fit_calibration, fit_operating_points
 from pneumoscope.evaluation.metrics import Threshold
 from pneumoscope.evaluation.predicted_images import (
@@ -42,15 +48,13 @@ from pneumoscope.evaluation.predicted_images import (
     select_predicted_images,
 )
 from pneumoscope.evaluation.recording import ScoreSource, record_and_write, summarize, with_earlier_points
-from pneumoscope.evaluation.selection import check_binary_images, load_images_of_classes, load_labeled_images
+from pneumoscope.evaluation.selection import check_predicted_images, load_images_of_classes, load_labeled_images
 from pneumoscope.evaluation.split_images import SplitImages
 from pneumoscope.evaluation.threshold_images import check_threshold_images
 from pneumoscope.inference.decision import calibrate, score_at_probability
 from pneumoscope.statistics.inputs import FloatArray
 
 __all__ = ["FIXED_POINT", "check_prediction_options", "check_predictions", "evaluate_predictions", "with_path_column"]
-
-FIXED_POINT = "half"
 
 
 def evaluate_predictions(
@@ -143,8 +147,9 @@ def evaluate_predictions(
     if out is not None and not replace:
         source, points = with_earlier_points(Path(out), points, evaluated.images, source, seed)
     breakdown = read_breakdown(
-        data, by, None if reference is None else Path(reference), evaluated.images, source, manifest.path_column
-    )
+        data, by, None if reference is None else Path(reference), evaluated.images, source, manifest.path_column,
+        points=points, note=note,
+    )  # fmt: skip
     scored = _scored_images(predicted, calibration)
     evaluation = summarize(
         source,
@@ -227,7 +232,7 @@ def _load_images(file: Path, data: Path, columns: PredictionColumns, labels: Lab
     """Return the manifest of a binary data set; raise if the named prediction column belongs to a single class."""
     manifest = load_images_of_classes(data, labels)
     check_single_class(columns, read_column_names(file), manifest.classes, str(file))
-    check_binary_images(manifest)
+    check_predicted_images(manifest)
     return manifest
 
 

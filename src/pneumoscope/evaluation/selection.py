@@ -22,7 +22,7 @@ from pneumoscope.statistics.inputs import count_unknown
 
 __all__ = [
     "balanced_sample",
-    "check_binary_images",
+    "check_predicted_images",
     "check_thresholds",
     "check_unseen",
     "count_patients",
@@ -62,13 +62,13 @@ def load_labeled_images(
         PneumoscopeError: See `load_manifest`.
     """
     manifest = load_images_of_classes(data, labels, run)
-    check_binary_images(manifest, task)
+    manifest.check_binary(task)
     return manifest
 
 
-def check_binary_images(manifest: Manifest, task: str = _EVALUATION) -> None:
-    """Raise unless the classes of a data set are NORMAL and PNEUMONIA; see `load_labeled_images`."""
-    manifest.check_binary(task, hint=_HINT if task == _EVALUATION else "")
+def check_predicted_images(manifest: Manifest) -> None:
+    """Raise unless the classes of the data set of a file of predictions are NORMAL and PNEUMONIA."""
+    manifest.check_binary(_EVALUATION, hint=_HINT)
 
 
 def load_images_of_classes(

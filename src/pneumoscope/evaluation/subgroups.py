@@ -45,7 +45,8 @@ class GroupMetric:
         needed: Masks of the kinds of images that a group must contain to be tested, each of shape (n,).
         needed_text: Description of these images.
         test: Name of the test of whether groups differ; "" if the metric is not tested.
-        p: Maps the indices of each group's images to the p-value; may raise `UndefinedMetricError`.
+        p: Maps the indices of each group's images, and the names of the groups, to the p-value; may raise
+            `UndefinedMetricError`.
         operating_point: Operating point of the decisions; None if the metric has none.
         seed: Seed of the test; None if it uses no random numbers.
     """
@@ -56,7 +57,7 @@ class GroupMetric:
     needed: tuple[BoolArray, ...] = ()
     needed_text: str = ""
     test: str = ""
-    p: Callable[[Sequence[IntArray]], float] | None = None
+    p: Callable[[Sequence[IntArray], Sequence[str]], float] | None = None
     operating_point: str | None = None
     seed: int | None = None
 
@@ -90,7 +91,7 @@ def rate_metric(
         reason = f"there is no {images} image" if images else "there are no images"
         return proportion(correct[chosen], [patients[i] for i in chosen.tolist()], reason=reason)
 
-    def p(groups: Sequence[IntArray]) -> float:
+    def p(groups: Sequence[IntArray], names: Sequence[str]) -> float:
         numbers = np.full(len(correct), -1)
         for number, rows in enumerate(groups):
             numbers[rows] = number
@@ -235,7 +236,7 @@ def _interaction(
     try:
         if len(groups) < 2:
             raise UndefinedMetricError(_few_groups(members, len(patients), metric.needed_text))
-        p = metric.p([members[name] for name in groups])
+        p = metric.p([members[name] for name in groups], groups)
     except UndefinedMetricError as error:
         reason = error.message
     return InteractionTest(
@@ -275,10 +276,8 @@ def _sentence(test: InteractionTest, title: str, p_holm: float | None, number: i
     if not test.shared_patients:
         return sentence
     one = test.shared_patients == 1
-    return (
-        f"{sentence} {counted(test.shared_patients, 'patient')} {'is' if one else 'are'} in several groups; the test takes"
-        f" {'it' if one else 'them'} to be different."
-    )
+    counts = "is in several groups and counts as a" if one else "are in several groups and count as a"
+    return f"{sentence} {counted(test.shared_patients, 'patient')} {counts} different patient in each."
 
 
 def shared_patients(sets: Iterable[set[str]]) -> int:

@@ -9,9 +9,8 @@ from pathlib import Path
 from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.files import write_atomically
 from pneumoscope.evaluation.comparison.compare import compare
-from pneumoscope.evaluation.comparison.cross_validation import is_cross_validation
+from pneumoscope.evaluation.comparison.default_point import default_operating_point
 from pneumoscope.evaluation.comparison.inputs import check_evaluated, expand_runs
-from pneumoscope.evaluation.external_predictions import FIXED_POINT
 from pneumoscope.inference.decision import DEFAULT_OPERATING_POINT
 from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklists import Checklist, checklist_table, fill_checklist
@@ -22,8 +21,6 @@ from pneumoscope.reporting.named_figure import FILE_FORMATS, NamedFigure
 from pneumoscope.reporting.run_data import RunData, load_run_data
 from pneumoscope.reporting.table_forms import Table, to_csv, to_markdown
 from pneumoscope.reporting.tables import comparison_tables
-from pneumoscope.runs.evaluations import read_evaluation
-from pneumoscope.runs.run_folder import EVALUATION_FILE, evaluation_folder, is_run_folder
 
 __all__ = [
     "Report",
@@ -109,38 +106,21 @@ def report(
     Args:
         runs: Run folders, folders of runs with several seeds, or folders that `evaluate` wrote.
         operating_point: Operating point of the threshold metrics and tests. If empty: "balanced" if all evaluations
-            have it, else "half", else the only one that they share. Cross-validations use "half".
+            have it, else "half", else the only one that they share; see `compare`, which prefers "half".
         evaluation: Name of the evaluation of each run.
         checklists: Reporting guidelines to fill: "claim", "tripod-ai", "stard-ai".
         command: The command line, for the record.
 
     Raises:
-        UnknownNameError: There is no such checklist, or a run was not evaluated at this operating point.
+        UnknownNameError: There is no such checklist; or see `compare` for the operating point.
         RunError, UsageError: See `evaluation.comparison.compare.compare`.
         BundleError: A measurement in the evidence of a bundle is malformed.
     """
     targets = [Path(run) for run in runs]
     check_evaluated(targets)
-    operating_point = operating_point or _default_operating_point(targets, evaluation)
+    operating_point = operating_point or default_operating_point(targets, evaluation, first=DEFAULT_OPERATING_POINT)
     comparison = compare(runs, operating_point=operating_point, evaluation=evaluation, command=command)
     return make_report(comparison, expand_runs(targets), checklists)
-
-
-def _default_operating_point(targets: Sequence[Path], evaluation: str) -> str:
-    """Return "balanced" if all evaluations have it, else "half", else the only operating point that all share.
-
-    If an evaluation cannot be read, or none of these exists, return "half", for which `compare` raises the error.
-    """
-    if any(map(is_cross_validation, targets)):
-        return FIXED_POINT
-    runs = expand_runs(targets)
-    files = [(evaluation_folder(run, evaluation) if is_run_folder(run) else run) / EVALUATION_FILE for run in runs]
-    if not all(file.is_file() for file in files):
-        return FIXED_POINT
-    found = [read_evaluation(file).operating_points for file in files]
-    common = [name for name in found[0] if all(name in each for each in found)]
-    preferred = [name for name in (DEFAULT_OPERATING_POINT, FIXED_POINT) if name in common]
-    return next(iter(preferred or (common if len(common) == 1 else [FIXED_POINT])))
 
 
 def make_report(comparison: Comparison, folders: Sequence[Path], checklists: Sequence[str] = ()) -> Report:

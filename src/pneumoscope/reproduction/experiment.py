@@ -11,6 +11,7 @@ from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import RunError, UnknownNameError, UsageError, WeightsError
 from pneumoscope.core.messages import counted
 from pneumoscope.evaluation.comparison.compare import compare, write_comparison
+from pneumoscope.evaluation.custom_points import FIXED_POINT
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.models.weights import find_vgg19
 from pneumoscope.reporting.comparison_page import write_comparison_page
@@ -122,7 +123,7 @@ def _compare(out: Path, command: str, notes: Sequence[str]) -> Reproduction:
     """Compare all evaluated runs in the folder, and write the results."""
     candidates = [run for name in RUNS for run in (run_folders(out / name) or [out / name])]
     evaluated = [run for run in candidates if _is_evaluated(run)]
-    comparison = compare(evaluated, command=command)
+    comparison = compare(evaluated, operating_point=FIXED_POINT, command=command)  # as in the report
     comparison = dataclasses.replace(
         comparison,
         reference=published_table(comparison),

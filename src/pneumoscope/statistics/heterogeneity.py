@@ -37,6 +37,7 @@ def unpaired_auroc_difference(
     b: ScoredGroup,
     level: float = 0.95,
     sides: tuple[str, str] = _SIDES,
+    names: Sequence[str] = (),
 ) -> Interval:
     """Return the difference of two AUROCs on different images, a minus b, from their intervals.
 
@@ -44,6 +45,7 @@ def unpaired_auroc_difference(
         a, b: Scores, labels and patients of the images, which must not overlap in images or patients.
         level: Coverage, 0 to 1.
         sides: Names for the images with the labels True and False, for reasons.
+        names: Names of a and b, for reasons; empty for none.
 
     Raises:
         UndefinedMetricError: One of the two has fewer than `intervals.MIN_PATIENTS` patients of a label, with which the
@@ -51,7 +53,7 @@ def unpaired_auroc_difference(
 
     Source: `roc.auroc_interval`; see `unpaired_area_difference`.
     """
-    _check_patients((a, b), "a difference in AUROC", sides)
+    _check_patients((a, b), "a difference in AUROC", sides, names)
     return unpaired_area_difference(*(auroc_interval(*each, level) for each in (a, b)))
 
 
@@ -70,28 +72,32 @@ def unpaired_area_difference(a: Interval, b: Interval) -> Interval:
     return difference(a, b, f"{' and '.join(methods)}, mover, unpaired")
 
 
-def auroc_heterogeneity(groups: Sequence[ScoredGroup]) -> float:
+def auroc_heterogeneity(groups: Sequence[ScoredGroup], names: Sequence[str] = ()) -> float:
     """Return the p-value of the hypothesis that the AUROC is equal in all groups: Cochran's Q with DeLong variances.
 
     Args:
         groups: Scores, labels and patients of two or more groups of different images.
+        names: Names of the groups, for reasons; empty for none.
 
     Raises:
         UndefinedMetricError: A class of a group has fewer than `intervals.MIN_PATIENTS` patients, with which the type I
             error is far too high, or an AUROC has no variance.
     """
-    _check_patients(groups, "a test of AUROCs", _SIDES)
+    _check_patients(groups, "a test of AUROCs", _SIDES, [f"the group {name}" for name in names])
     areas, variances = np.array([_area(group) for group in groups]).T
     return area_heterogeneity(areas, variances)
 
 
-def _check_patients(groups: Sequence[ScoredGroup], purpose: str, sides: tuple[str, str]) -> None:
-    for _, labels, patients in groups:
+def _check_patients(groups: Sequence[ScoredGroup], purpose: str, sides: tuple[str, str], names: Sequence[str]) -> None:
+    """Raise if a class of a group has too few patients; the message names the smallest one."""
+    counts = []
+    for index, (_, labels, patients) in enumerate(groups):
         y = np.asarray(labels, dtype=np.bool_)
         keys = patient_groups(patients, len(y))
-        for members, side in zip((y, ~y), sides, strict=True):
-            if reason := too_few_of(len(np.unique(keys[members])), side, purpose):
-                raise UndefinedMetricError(reason)
+        where = f" in {names[index]}" if names else ""
+        counts += [(len(np.unique(keys[of])), side + where) for of, side in zip((y, ~y), sides, strict=True)]
+    if reason := too_few_of(*min(counts, key=lambda each: each[0]), purpose):
+        raise UndefinedMetricError(reason)
 
 
 def area_heterogeneity(areas: npt.ArrayLike, variances: npt.ArrayLike) -> float:

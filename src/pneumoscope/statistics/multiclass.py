@@ -161,21 +161,22 @@ def macro_auroc_interval(
     )[0]
 
 
-def too_few_patients(targets: IntArray, names: Sequence[str], groups: IntArray, purpose: str) -> str:
+def too_few_patients(targets: IntArray, names: Sequence[str], groups: IntArray, purpose: str, where: str = "") -> str:
     """Return why a class has too few patients for inference on means over classes; "" if all have enough.
+
+    The reason names the smallest class.
 
     Args:
         targets: Class index of each image, shape (n,).
         names: Name of each class.
         groups: Patient numbers from `inputs.patient_groups`, shape (n,).
         purpose: Intended use, such as "a bootstrap".
+        where: Where the images are, such as " in the group F"; "" if there is one set of images.
     """
     if missing := _missing_class(targets, names):
         return missing
-    for index, name in enumerate(names):
-        if few := too_few_of(len(np.unique(groups[targets == index])), f"the class {name}", purpose):
-            return few
-    return ""
+    counts = [len(np.unique(groups[targets == index])) for index in range(len(names))]
+    return too_few_of(min(counts), f"the class {names[counts.index(min(counts))]}{where}", purpose)
 
 
 def _missing_class(targets: IntArray, names: Sequence[str]) -> str:

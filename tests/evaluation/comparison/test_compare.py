@@ -65,8 +65,8 @@ def test_comparison_states_the_population_of_each_run_if_they_differ(prepared, s
 
     assert evaluation.notice == f"{NOTICE} {sentence}"
     assert compare(runs).notice == f"{NOTICE} Its training population is unknown."
-    assert compare([runs[0], adults]).notice == (
-        f"{NOTICE} good: Its training population is unknown. adults: {sentence}"
+    assert compare([runs[0], adults, runs[1]]).notice == (
+        f"{NOTICE} Training population unknown: good, weak. adults: {sentence}"
     )
 
 

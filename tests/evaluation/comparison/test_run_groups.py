@@ -18,6 +18,7 @@ from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reporting.report_files import report
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.multiple_testing import holm
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_difference, replicates_mean
 from pneumoscope.statistics.roc import delong_covariance
 
@@ -56,16 +57,24 @@ def correct(run):
     return [patient for _, patient, _ in values], np.array([is_correct for *_, is_correct in values])
 
 
-@pytest.mark.parametrize(("folds", "few"), [(0, False), (2, True), (3, True), (4, False)])
-def test_intervals_of_two_or_three_folds_are_remarked_on(folds, few):
-    spread = SeedSpread(Interval(0.8, 0.1, 1, "mean of folds", 9), 0.1, 0.7, 0.9)
-    group = RunGroup("quick", ("a",) * 4, (0,) * 4, {"accuracy": spread}, tuple(range(1, folds + 1)))
-    (sentence,) = group_sentences([group])
-    assert sentence.endswith(f" With {folds} folds only, the intervals are unreliable.") is few
-    assert ("unreliable" in sentence) is few
-    without = SeedSpread(Interval(0.8, None, None, "mean of folds", 9), 0.1, 0.7, 0.9)
-    (sentence,) = group_sentences([dataclasses.replace(group, metrics={"accuracy": without})])
-    assert "unreliable" not in sentence
+def spread_group(name, number, unit, low=0.1):
+    mean = Interval(0.8, low, None if low is None else 1.0, f"mean of {unit}", 9)
+    folds = tuple(range(1, number + 1)) if unit == "folds" else ()
+    return RunGroup(name, ("a",) * number, (0,) * number, {"accuracy": SeedSpread(mean, 0.1, 0.7, 0.9)}, folds)
+
+
+@pytest.mark.parametrize(("unit", "more"), [("folds", "use more folds"), ("seeds", "train more seeds")])
+def test_intervals_of_two_or_three_runs_are_remarked_on_once(unit, more):
+    for number, degrees in ((2, "1 degree"), (3, "2 degrees")):
+        *_, remark = sentences = group_sentences([spread_group(name, number, unit) for name in ("quick", "slow")])
+        assert len(sentences) == 3
+        assert remark == (
+            f"With {number} {unit}, the variance between {unit} has {degrees} of freedom, and intervals can be very wide; {more}."
+        )
+    assert len(group_sentences([spread_group("quick", 4, unit)])) == 1
+    assert len(group_sentences([spread_group("quick", 2, unit, low=None)])) == 1
+    *_, remark = group_sentences([spread_group("quick", 3, unit), spread_group("slow", 2, unit)])
+    assert remark.startswith(f"With 2 {unit} of slow, ")
 
 
 @pytest.mark.slow
@@ -132,6 +141,30 @@ def test_recipes_are_tested_by_their_means_and_no_seed_is_quoted_alone(folder):
     assert "seed-" not in text
     assert "group-good has the highest accuracy of the 3 models" in text
     assert "group-single is one training" in text
+
+
+def test_two_models_without_seeds_are_tested_as_usual_beside_a_group(folder, shared_maker, tmp_path):
+    images, ledger = shared_maker.root / "grouped", tmp_path / "ledger.jsonl"
+    models = []
+    for name, middle in (("tool", 150), ("default", 165)):
+        models.append(tmp_path / name)
+        bundle = shared_maker.bundle(shared_maker.root / "bundles" / name, name=name, middle=middle)
+        evaluate(bundle, images, ledger=ledger, out=models[-1])
+    alone, comparison = compare(models), compare([folder / "group-good", *models])
+    pairs = [pair for pair in comparison.pairs if (pair.a, pair.b) == ("tool", "default")]
+    assert len(pairs) == 4
+    for pair, expected in zip(pairs, alone.pairs, strict=True):
+        assert (pair.metric, pair.test, pair.difference, pair.p) == (
+            expected.metric, expected.test, expected.difference, expected.p
+        )  # fmt: skip
+        assert "obuchowski" not in pair.test
+        with_group = [each for each in comparison.pairs if each.metric == pair.metric]
+        assert [each.p_holm for each in with_group] == holm([each.p for each in with_group])
+        assert sum(each.test.startswith("obuchowski") for each in with_group) == 2
+    text = " ".join(comparison.sentences)
+    assert "tool and default have one evaluation each: a difference applies to these predictions." in text
+    assert "a test of two single models includes none." in text
+    assert "training each" not in text
 
 
 def test_runs_of_one_recipe_with_the_same_seed_are_compared_as_single_runs(folder):

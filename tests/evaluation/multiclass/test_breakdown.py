@@ -161,7 +161,7 @@ def test_patient_identifiers_in_both_sets_are_counted(maker):
     north.write_text(north.read_text().replace(",bright-1-0,", ",bright-0-0,"))
     external, _ = evaluate_multiclass(run, north, name="north", reference="test")
     assert external.difference.remark == (
-        "1 patient identifier is in both sets; the intervals take it to be two patients."
+        "1 patient identifier is in both sets and counts as a different patient in each."
     )
 
 
@@ -184,7 +184,8 @@ def test_differences_of_a_class_with_few_patients_are_undefined_with_the_reason(
     found = evaluate_multiclass(run, north, name="north", reference="test")[0].difference.metrics
     if macro == "":
         macro = f"{few} too few for the variance of the macro AUROC, which needs 6 of each"
-    of_class = f"{few} too few for a difference in AUROC, which needs 6 of each" if few else ""
+    named = few.replace("class mid", "class mid in these images")
+    of_class = f"{named} too few for a difference in AUROC, which needs 6 of each" if few else ""
     assert (found["macro_auroc"].value is None, found["macro_auroc"].reason) == (bool(few), macro or "")
     assert found["macro_auroc"].n == 36 + 24 + kept
     assert (found["auroc, mid"].reason, found["auroc, mid"].value is None) == (of_class, bool(of_class))

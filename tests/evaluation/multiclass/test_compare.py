@@ -16,6 +16,7 @@ from pneumoscope.core.population import Population
 from pneumoscope.evaluation.multiclass.compare import compare_multiclass
 from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 from pneumoscope.statistics.inputs import patient_groups
+from pneumoscope.statistics.multiple_testing import holm
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_difference
 
 
@@ -188,6 +189,21 @@ def seeds(maker):
             run = maker.multiclass_run(f"{recipe}/seed-{seed}", recipe=recipe, seed=seed, edges=(float(edge), 150.0))
             evaluate_multiclass(run, data)
     return maker.root / "runs"
+
+
+def test_two_single_runs_are_tested_as_usual_beside_a_group(seeds, maker):
+    singles = [maker.multiclass_run("one", edges=(90.0, 160.0)), maker.multiclass_run("two", edges=(65.0, 175.0))]
+    for run in singles:
+        evaluate_multiclass(run, maker.root / "classes" / "images.csv")
+    comparison = compare_multiclass([seeds / "good", *singles])
+    for pair in compare_multiclass(singles).pairs:
+        of_metric = [each for each in comparison.pairs if each.metric == pair.metric]
+        (found,) = (each for each in of_metric if (each.a, each.b) == ("one", "two"))
+        assert (found.test, found.difference, found.p) == (pair.test, pair.difference, pair.p)
+        assert [each.p_holm for each in of_metric] == holm([each.p for each in of_metric])
+        assert sum(each.test.startswith("obuchowski") for each in of_metric) == 2
+    text = " ".join(comparison.sentences)
+    assert "one and two are one training each: a difference applies to these trainings, not to their recipes." in text
 
 
 def test_seeds_of_one_recipe_are_compared_by_their_mean(seeds):

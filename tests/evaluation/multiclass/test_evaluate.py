@@ -55,8 +55,14 @@ def test_prediction_sets_are_evaluated_by_class(maker):
 
 
 def test_without_prediction_sets_there_is_no_coverage(maker):
-    evaluation, images = evaluate_multiclass(maker.multiclass_run(thresholds=None), maker.classes())
+    run = maker.multiclass_run(thresholds=None)
+    card = run / "bundle" / "card.json"
+    counts = {"validation": {"dark": 40, "mid": 5, "bright": 40}}
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"counts": counts}))
+    evaluation, images = evaluate_multiclass(run, maker.classes())
     assert evaluation.coverage is None
+    (remark,) = (each for each in evaluation.remarks if each.startswith("There are no prediction sets: "))
+    assert remark.endswith("; there are 5 of mid.")
     assert evaluation.sets == {}
     assert {image.prediction_set for image in images} == {None}
     folder = maker.root / "runs" / "levels" / "evaluation" / "test"

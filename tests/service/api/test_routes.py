@@ -28,6 +28,7 @@ from pneumoscope.service.api.exception_handlers import PROBLEM_MEDIA_TYPE
 from pneumoscope.service.app import create_app
 from pneumoscope.service.audit.verification import verify
 from pneumoscope.service.auth.throttle import SignInThrottle
+from pneumoscope.service.predictions import Readiness
 from pneumoscope.service.request_limits import BodyLimitMiddleware
 from pneumoscope.service.settings import Settings
 from pneumoscope.service.storage.records import StoredPrediction
@@ -406,15 +407,14 @@ def test_token_that_is_missing_or_wrong_is_rejected(model):
 
 
 def test_readiness_fails_if_the_self_test_fails(client, app, monkeypatch):
-    monkeypatch.setattr(
-        "pneumoscope.service.predictions._CHECK_SECONDS", 3
-    )  # which a busy machine may take for two requests
+    now = [0.0]
+    app.state.readiness = Readiness(app.state.service.model, app.state.service.repository, lambda: now[0])
     assert client.get("/readyz").json() == {"status": "ok"}
     monkeypatch.setattr(
         "pneumoscope.inference.session.self_test_image", lambda size: np.zeros((1, size, size), np.uint8)
     )
-    assert client.get("/readyz").status_code == 200  # the result of the last seconds
-    time.sleep(3)
+    assert client.get("/readyz").status_code == 200  # the result of the last check
+    now[0] += 2
     answer = client.get("/readyz")
     problem(answer, 503, "bundle")
     assert answer.headers["Retry-After"]

@@ -12,6 +12,8 @@ from pneumoscope.core.errors import RunError
 from pneumoscope.core.i18n import NOTICE
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
+from pneumoscope.core.population import Population
+from pneumoscope.core.prediction_messages import population_sentence
 from pneumoscope.core.results import SetDifference
 from pneumoscope.evaluation.comparison.inputs import ComparedRun, EvaluatedRun, decisions
 from pneumoscope.evaluation.metrics import positives
@@ -180,14 +182,25 @@ def _difference_sentences(
 
 
 def joint_notice(runs: Sequence[_Run]) -> str:
-    """Return the notice of the evaluations, with the population of each run if they differ."""
+    """Return the notice of the evaluations, with the runs of each population if they differ."""
     notices: list[str] = [run.evaluation.notice for run in runs]
     if len(set(notices)) == 1:
         return notices[0]
-    populations = (
-        f"{run.name}: {notice.removeprefix(NOTICE).strip()}" for run, notice in zip(runs, notices, strict=True)
+    names: dict[str, list[str]] = {}
+    for run, notice in zip(runs, notices, strict=True):
+        names.setdefault(notice.removeprefix(NOTICE).strip(), []).append(run.name)
+    unknown = population_sentence(Population())
+    return " ".join(
+        (
+            NOTICE,
+            *(
+                f"Training population unknown: {', '.join(of)}."
+                if population == unknown
+                else f"{', '.join(of)}: {population}"
+                for population, of in names.items()
+            ),
+        )
     )
-    return " ".join((NOTICE, *populations))
 
 
 def rejection_sentences(runs: Sequence[_Run]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from pneumoscope.evaluation.comparison.comparability import (
     with_unique_names,
 )
 from pneumoscope.evaluation.comparison.cross_validation import compare_folds, is_cross_validation
+from pneumoscope.evaluation.comparison.default_point import default_operating_point
 from pneumoscope.evaluation.comparison.inputs import (
     EvaluatedRun,
     ScoringOptions,
@@ -42,7 +43,7 @@ from pneumoscope.evaluation.comparison.inputs import (
     read_evaluated,
 )
 from pneumoscope.evaluation.comparison.paired_findings import RunScores, findings, paired_tests, training_sentence
-from pneumoscope.evaluation.custom_points import canonical_names
+from pneumoscope.evaluation.custom_points import FIXED_POINT, canonical_names
 from pneumoscope.evaluation.metrics import positives
 
 __all__ = ["compare", "compare_evaluated", "write_comparison"]
@@ -55,7 +56,7 @@ _TABLE_COLUMNS = ("run", "metric", "value", "low", "high", "method", "n")
 def compare(
     runs: Sequence[str | Path],
     *,
-    operating_point: str = "half",
+    operating_point: str = "",
     evaluation: str = "test",
     data: str | Path | None = None,
     labels: LabelMapping | None = None,
@@ -78,7 +79,8 @@ def compare(
             created by `train --folds`, are only compared with each other, on their validation images; see
             `cross_validation`.
         operating_point: Operating point of the threshold metrics and of the McNemar tests. A custom one, such as "0.3"
-            or "sens=0.95", must be in every existing evaluation; for bundles and CSV files it must be a probability.
+            or "sens=0.95", must be in every existing evaluation; for bundles and CSV files it must be a probability. If
+            empty: "half" if all evaluations have it, else "balanced", else the only one that they share.
         evaluation: Name of the evaluation of each run; for cross-validations always "validation".
         data, labels, split: Labeled images for bundles and CSV files; see `evaluate`.
         columns: Names of the columns of the CSV files.
@@ -99,7 +101,8 @@ def compare(
         UsageError: No runs are given.
         RunError: A file is missing or malformed, two runs have the same name, or the runs were evaluated on different
             images.
-        UnknownNameError: A run was not evaluated at this operating point.
+        UnknownNameError: A run was not evaluated at this operating point, or none is given and the evaluations share
+            none, or several without a default.
         PneumoscopeError: A bundle or CSV file cannot be evaluated; see `evaluate` and `evaluate_predictions`.
         StorageError: The results cannot be written.
     """
@@ -107,8 +110,10 @@ def compare(
         raise UsageError(
             "there are no runs to compare", hint="Give at least one run folder: pneumoscope compare RUN... --out DIR"
         )
-    (operating_point,) = canonical_names([operating_point])
     targets = [Path(run) for run in runs]
+    if not operating_point:
+        operating_point = default_operating_point(targets, evaluation, first=FIXED_POINT, columns=columns)
+    (operating_point,) = canonical_names([operating_point])
     if any(map(is_cross_validation, targets)):
         comparison = compare_folds(targets, operating_point, command, prevalence)
     else:

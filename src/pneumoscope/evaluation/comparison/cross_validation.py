@@ -35,7 +35,7 @@ from pneumoscope.evaluation.comparison.comparability import (
     with_unique_names,
 )
 from pneumoscope.evaluation.comparison.inputs import ComparedRun, ScoringOptions, read_evaluated
-from pneumoscope.evaluation.comparison.paired_findings import corrected_tests, findings
+from pneumoscope.evaluation.comparison.paired_findings import PairedResult, corrected_tests, findings
 from pneumoscope.evaluation.comparison.run_groups import TESTED, SummarizedRun, group_sentences, without_interval
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
@@ -360,8 +360,8 @@ def _tests(folds: Sequence[Folds[Any]], names: Sequence[str], tested: Sequence[s
     pairs = list(combinations(names, 2))
     tests: list[PairedTest] = []
     for metric in tested:
-        results = [_difference(metric, a, b) for a, b in combinations(folds, 2)]
-        tests += corrected_tests(metric, pairs, results, FOLDS_METHOD)
+        results = [PairedResult(*_difference(metric, a, b), FOLDS_METHOD) for a, b in combinations(folds, 2)]
+        tests += corrected_tests(metric, pairs, results)
     return tuple(tests)
 
 

@@ -10,11 +10,12 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from pneumoscope.bundle.bundle_folder import CARD_FILE
-from pneumoscope.core.errors import RunError, UnknownNameError, UsageError
+from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.results import Evaluation, ScoredImage
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns
 from pneumoscope.evaluation.comparison.input_columns import explain_columns
+from pneumoscope.evaluation.comparison.operating_points import check_operating_point
 from pneumoscope.evaluation.custom_points import needs_validation, parse_custom_point
 from pneumoscope.evaluation.evaluate import OPERATING_POINTS, evaluate
 from pneumoscope.evaluation.external_predictions import (
@@ -47,6 +48,7 @@ __all__ = [
     "expand_runs",
     "in_order",
     "is_file",
+    "is_unscored",
     "read_evaluated",
     "result_folders",
     "unique_name",
@@ -161,15 +163,16 @@ def read_evaluated(
         UnknownNameError: An evaluation or a bundle lacks the operating point.
     """
     check_folders(targets)
-    unscored = [target for target in targets if _is_unscored(target)]
+    unscored = [target for target in targets if is_unscored(target)]
     if unscored and options.data is None:
         raise UsageError(
             f"{str(unscored[0])!r} has no labels and no evaluation",
             hint="Give `compare` the labeled images with --data, or evaluate first: pneumoscope evaluate --out FOLDER",
         )
     evaluated = {target: _read(target, name) for target in targets if target not in unscored}
-    for target, run in evaluated.items():
-        _check_operating_point(run.evaluation, target, operating_point)
+    check_operating_point(
+        {str(target): run.evaluation.operating_points for target, run in evaluated.items()}, operating_point
+    )
     _check_files([target for target in unscored if is_file(target)], options)
     for target in sorted(unscored, key=lambda each: not is_file(each)):
         evaluated[target] = _evaluate(target, operating_point, options, out)
@@ -185,7 +188,7 @@ def check_evaluated(targets: Sequence[Path]) -> None:
     Raises:
         UsageError: A target is a bundle or file; the hint is the command that evaluates it.
     """
-    for target in filter(_is_unscored, expand_runs(targets)):
+    for target in filter(is_unscored, expand_runs(targets)):
         option = "--predictions " if is_file(target) else ""
         what = "a file of predictions" if is_file(target) else "a model"
         raise UsageError(
@@ -202,7 +205,7 @@ def expand_runs(targets: Sequence[Path]) -> list[Path]:
 def result_folders(targets: Sequence[Path], out: Path) -> list[Path]:
     """Return the folder with the results of each compared run, bundle or file: the run, or a folder below `out`."""
     return [
-        out / _EVALUATIONS / _folder_name(target) if _is_unscored(target) else target for target in expand_runs(targets)
+        out / _EVALUATIONS / _folder_name(target) if is_unscored(target) else target for target in expand_runs(targets)
     ]
 
 
@@ -211,7 +214,7 @@ def decisions(images: Sequence[ScoredImage], threshold: float) -> BoolArray:
     return np.array([image.score for image in images]) >= threshold
 
 
-def _is_unscored(target: Path) -> bool:
+def is_unscored(target: Path) -> bool:
     """Return whether a target is a bundle or a file, which must be evaluated first."""
     if is_file(target):
         return True
@@ -239,7 +242,7 @@ def check_folders(targets: Sequence[Path]) -> None:
         RunError: Two targets have the same folder name.
     """
     first: dict[str, Path] = {}
-    for target in filter(_is_unscored, targets):
+    for target in filter(is_unscored, targets):
         name = _folder_name(target)
         if name in first:
             raise RunError(
@@ -277,18 +280,6 @@ def _read(target: Path, name: str) -> EvaluatedRun:
             + ("; or choose another evaluation with --evaluation" if others else ""),
         )
     return _evaluated(target, record, *read_evaluation_folder(results))
-
-
-def _check_operating_point(evaluation: Evaluation, target: Path, operating_point: str) -> None:
-    if operating_point not in evaluation.operating_points:
-        raise UnknownNameError(
-            "operating point",
-            operating_point,
-            evaluation.operating_points,
-            message=f"the evaluation of {str(target)!r} has no operating point {operating_point!r}",
-            hint=f"Known: {', '.join(sorted(evaluation.operating_points))}; or evaluate it with --operating-point"
-            f" {operating_point}",
-        )
 
 
 def _evaluate(target: Path, operating_point: str, options: ScoringOptions, out: Path | None) -> EvaluatedRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,10 +23,12 @@ from pneumoscope.statistics.roc import delong_method
 __all__ = [
     "ALPHA",
     "AUROCS",
+    "PairedResult",
     "RunScores",
     "corrected_tests",
     "findings",
     "make_paired_test",
+    "paired_result",
     "paired_tests",
     "percentage_points",
     "training_sentence",
@@ -50,6 +53,20 @@ class RunScores:
     logits: FloatArray
 
 
+class PairedResult(NamedTuple):
+    """Test of one pair by one metric.
+
+    Attributes:
+        difference: Difference with its interval, a minus b.
+        p: Uncorrected p-value; None if undefined.
+        test: Name of the test.
+    """
+
+    difference: Interval
+    p: float | None
+    test: str
+
+
 def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequence[str]) -> tuple[PairedTest, ...]:
     """Test every pair of runs: accuracy, sensitivity and specificity (exact McNemar tests) and AUROC (DeLong test).
 
@@ -62,18 +79,21 @@ def paired_tests(runs: Sequence[RunScores], labels: BoolArray, patients: Sequenc
         patients: Patient identifier of each image.
     """
     pairs = list(combinations(runs, 2))
+    names = [(a.name, b.name) for a, b in pairs]
     tests: list[PairedTest] = []
     for metric in ("accuracy", "auroc", "sensitivity", "specificity"):
-        if metric == "auroc":
-            test = delong_method(patient_groups(patients, len(labels)))
-            results = [_delong_test(a, b, labels, patients) for a, b in pairs]
-        else:
-            among = {"accuracy": np.ones_like(labels), "sensitivity": labels, "specificity": ~labels}[metric]
-            inside = [patients[i] for i in np.flatnonzero(among).tolist()]
-            test = mcnemar_method(patient_groups(inside, len(inside)))
-            results = [_mcnemar_test(metric, a.correct[among], b.correct[among], inside) for a, b in pairs]
-        tests += corrected_tests(metric, [(a.name, b.name) for a, b in pairs], results, test)
+        tests += corrected_tests(metric, names, [paired_result(metric, a, b, labels, patients) for a, b in pairs])
     return tuple(tests)
+
+
+def paired_result(metric: str, a: RunScores, b: RunScores, labels: BoolArray, patients: Sequence[str]) -> PairedResult:
+    """Return the test of one pair of runs by one metric, uncorrected; see `paired_tests`."""
+    if metric == "auroc":
+        return PairedResult(*_delong_test(a, b, labels, patients), delong_method(patient_groups(patients, len(labels))))
+    among = {"accuracy": np.ones_like(labels), "sensitivity": labels, "specificity": ~labels}[metric]
+    inside = [patients[i] for i in np.flatnonzero(among).tolist()]
+    test = mcnemar_method(patient_groups(inside, len(inside)))
+    return PairedResult(*_mcnemar_test(metric, a.correct[among], b.correct[among], inside), test)
 
 
 def _mcnemar_test(metric: str, a: BoolArray, b: BoolArray, patients: Sequence[str]) -> tuple[Interval, float | None]:
@@ -97,21 +117,19 @@ def _delong_test(
 def corrected_tests(
     metric: str,
     pairs: Sequence[tuple[str, str]],
-    results: Sequence[tuple[Interval, float | None]],
-    test: str | None = None,
+    results: Sequence[PairedResult],
 ) -> list[PairedTest]:
     """Return the tests of one metric, with p-values that are Holm-corrected over the pairs.
 
     Args:
         metric: The metric.
         pairs: Names of the two runs or models of each pair.
-        results: Difference and p of each pair.
-        test: Name of the test; None for the method of each difference.
+        results: Test of each pair.
     """
-    corrected = holm([p for _, p in results])
+    corrected = holm([result.p for result in results])
     return [
-        make_paired_test(a, b, metric, test or difference.method, difference, p, p_holm)
-        for (a, b), (difference, p), p_holm in zip(pairs, results, corrected, strict=True)
+        make_paired_test(a, b, metric, result.test, result.difference, result.p, p_holm)
+        for (a, b), result, p_holm in zip(pairs, results, corrected, strict=True)
     ]
 
 

@@ -18,8 +18,16 @@ import numpy as np
 from pneumoscope.core.comparison import PairedTest, RunGroup, SeedSpread
 from pneumoscope.core.errors import RecipeError, UndefinedMetricError
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.messages import counted
 from pneumoscope.evaluation.comparison.inputs import ComparedRun
-from pneumoscope.evaluation.comparison.paired_findings import AUROCS, RunScores, corrected_tests, findings
+from pneumoscope.evaluation.comparison.paired_findings import (
+    AUROCS,
+    PairedResult,
+    RunScores,
+    corrected_tests,
+    findings,
+    paired_result,
+)
 from pneumoscope.runs.recipe_files import parse_recipe
 from pneumoscope.statistics.inputs import BoolArray, FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
@@ -47,7 +55,7 @@ __all__ = [
     "without_interval",
 ]
 
-_FEW_FOLDS = 3
+_FEW_RUNS = 3
 TESTED = ("accuracy", "auroc", "sensitivity", "specificity")
 
 
@@ -100,6 +108,10 @@ class MetricScoring(abc.ABC):
         both = [*a, *b]
         return replicates_difference(values[[*a]], values[[*b]], covariance[np.ix_(both, both)], n=n, method=method)
 
+    @abc.abstractmethod
+    def paired(self, metric: str, a: int, b: int) -> PairedResult:
+        """Return the test of two single runs, which have no variance of seeds."""
+
     def _metric(self, metric: str) -> Measured | Interval:
         if metric not in self._found:
             self._found[metric] = self._measure(metric)
@@ -128,6 +140,10 @@ class RunScoring(MetricScoring):
     def __init__(self, runs: Sequence[RunScores], labels: BoolArray, patients: Sequence[str]) -> None:
         super().__init__()
         self._runs, self._labels, self._patients = runs, labels, patients
+
+    def paired(self, metric: str, a: int, b: int) -> PairedResult:
+        """Return McNemar's test, or DeLong's test of the AUROC, of two single runs."""
+        return paired_result(metric, self._runs[a], self._runs[b], self._labels, self._patients)
 
     def _among(self, metric: str) -> BoolArray:
         """Return a mask of the images that a metric includes, shape (n,)."""
@@ -164,10 +180,12 @@ class ComparedModel:
     Attributes:
         name: Name of the recipe, run, bundle or file.
         members: Indices of its runs.
+        is_run: Whether the training is recorded; False for a bundle or file.
     """
 
     name: str
     members: tuple[int, ...]
+    is_run: bool = True
 
     @property
     def is_group(self) -> bool:
@@ -190,7 +208,10 @@ def group_runs(runs: Sequence[ComparedRun[Any, Any]]) -> list[ComparedModel]:
         is_group = len(positions) > 1 and max(seeds.values()) == 1
         members += [tuple(positions)] if is_group else [(position,) for position in positions]
     names = _group_names(runs, members)
-    return [ComparedModel(name, each) for each, name in sorted(zip(members, names, strict=True))]
+    return [
+        ComparedModel(name, each, is_run=runs[each[0]].record is not None)
+        for each, name in sorted(zip(members, names, strict=True))
+    ]
 
 
 def _recipe_key(run: ComparedRun[Any, Any]) -> str:
@@ -301,30 +322,71 @@ def group_findings(
 def group_tests(compared: Sequence[ComparedModel], scoring: MetricScoring) -> tuple[PairedTest, ...]:
     """Return a test for each pair of groups or single runs and each tested metric.
 
-    p-values are Holm-corrected over the pairs of each metric. See `statistics.replicates` for the test.
+    Two single runs are tested as without groups; see `statistics.replicates` for the test of the other pairs. p-values
+    are Holm-corrected over the pairs of each metric.
     """
     pairs = list(combinations(compared, 2))
     names = [(a.name, b.name) for a, b in pairs]
     tests: list[PairedTest] = []
     for metric in scoring.tested:
-        tests += corrected_tests(metric, names, [scoring.difference(metric, a.members, b.members) for a, b in pairs])
+        tests += corrected_tests(metric, names, [_test(scoring, metric, a, b) for a, b in pairs])
     return tuple(tests)
 
 
+def _test(scoring: MetricScoring, metric: str, a: ComparedModel, b: ComparedModel) -> PairedResult:
+    if not (a.is_group or b.is_group):
+        return scoring.paired(metric, a.members[0], b.members[0])
+    difference, p = scoring.difference(metric, a.members, b.members)
+    return PairedResult(difference, p, difference.method)
+
+
 def group_sentences(groups: Sequence[RunGroup]) -> tuple[str, ...]:
-    """Return a sentence with the mean and spread of each group."""
-    return tuple(map(_sentence, groups))
+    """Return a sentence with the mean and spread of each group, and a remark if a group has only 2 or 3 seeds or folds."""
+    few = [
+        group
+        for group in groups
+        if len(group.runs) <= _FEW_RUNS and any(spread.mean.low is not None for spread in group.metrics.values())
+    ]
+    if not few:
+        return tuple(map(_sentence, groups))
+    fewest = min(few, key=lambda group: len(group.runs))
+    n, unit = len(fewest.runs), fewest.unit
+    named = "" if len({len(group.runs) for group in groups}) == 1 else f" of {fewest.name}"
+    more = "use more folds" if fewest.folds else "train more seeds"
+    remark = (
+        f"With {n} {unit}{named}, the variance between {unit} has {counted(n - 1, 'degree')} of freedom, and intervals can be"
+        f" very wide; {more}."
+    )
+    return (*map(_sentence, groups), remark)
 
 
 def training_sentence(compared: Sequence[ComparedModel]) -> str:
     """Return a sentence on the scope of the intervals of groups and single runs."""
     text = "Means over seeds have intervals for other seeds and other patients; a single run of a recipe may be better or worse."
-    if singles := [each.name for each in compared if not each.is_group]:
+    runs, others = (
+        [each.name for each in compared if not each.is_group and each.is_run is is_run] for is_run in (True, False)
+    )
+    if runs:
         text += (
-            f" {' and '.join(singles)} {'is one training' if len(singles) == 1 else 'are one training each'}: a difference"
-            " applies to this training, not to its recipe."
+            f" {_joined(runs)} is one training: a difference applies to this training, not to its recipe."
+            if len(runs) == 1
+            else f" {_joined(runs)} are one training each: a difference applies to these trainings, not to their recipes."
         )
+    if others:
+        text += (
+            f" {_joined(others)} {'has one evaluation' if len(others) == 1 else 'have one evaluation each'}: a difference"
+            " applies to these predictions."
+        )
+    if singles := len(runs) + len(others):
+        text += (
+            " A test of a group of seeds against a single model includes the variation between the seeds of the group"
+        )
+        text += "; a test of two single models includes none." if singles > 1 else "."
     return text
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _sentence(group: RunGroup) -> str:
@@ -336,7 +398,4 @@ def _sentence(group: RunGroup) -> str:
                 f"mean {name} {spread.mean}, standard deviation {spread.sd:.4f}, range {spread.minimum:.3f} to"
                 f" {spread.maximum:.3f}"
             )
-    few = ""
-    if 0 < len(group.folds) <= _FEW_FOLDS and any(spread.mean.low is not None for spread in group.metrics.values()):
-        few = f" With {len(group.folds)} folds only, the intervals are unreliable."
-    return f"{group.name}, {group.members_text()}: {'; '.join(parts)}.{few}"
+    return f"{group.name}, {group.members_text()}: {'; '.join(parts)}."

@@ -20,7 +20,7 @@ from pneumoscope.statistics.heterogeneity import (
 )
 from pneumoscope.statistics.inputs import IntArray, patient_groups
 from pneumoscope.statistics.intervals import difference, undefined
-from pneumoscope.statistics.multiclass import macro_auroc_interval
+from pneumoscope.statistics.multiclass import macro_auroc_interval, too_few_patients
 from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_area, macro_auroc_covariance
 from pneumoscope.statistics.probabilities import log_odds
 
@@ -54,7 +54,8 @@ def class_group_metrics(
     def macro_auroc(rows: IntArray) -> Interval:
         return macro_auroc_interval(scores.probabilities[rows], y[rows], classes, inside(rows), seed=seed)
 
-    def macro_auroc_test(groups: Sequence[IntArray]) -> float:
+    def macro_auroc_test(groups: Sequence[IntArray], names: Sequence[str]) -> float:
+        _check_patients([(y[rows], inside(rows)) for rows in groups], classes, names)
         chosen = [ClassScores(scores.probabilities[rows], y[rows], y[rows], tuple(inside(rows))) for rows in groups]
         areas, variances = zip(*(_macro_auroc(each, classes) for each in chosen), strict=True)
         return area_heterogeneity(areas, variances)
@@ -99,7 +100,7 @@ def class_set_difference(
     """
     classes, other = evaluation.classes, reference.evaluation
     sides = (class_scores(images, classes), class_scores(reference.images, classes))
-    n = evaluation.n + other.n
+    n, named = evaluation.n + other.n, ("these images", reference.name)
     try:
         macro_auroc = unpaired_area_difference(
             *(macro_auroc_area(log_odds(each.probabilities), each.targets, classes, each.patients) for each in sides)
@@ -109,7 +110,7 @@ def class_set_difference(
     metrics = {
         "accuracy": difference(evaluation.metrics["accuracy"], other.metrics["accuracy"]),
         "macro_auroc": macro_auroc,
-        **{f"auroc, {name}": _auroc_difference(sides, index, name) for index, name in enumerate(classes)},
+        **{f"auroc, {name}": _auroc_difference(sides, named, index, name) for index, name in enumerate(classes)},
         **{
             f"{rate}, {name}": difference(evaluation.by_class[name].metrics[rate], other.by_class[name].metrics[rate])
             for rate in _RATES
@@ -119,6 +120,27 @@ def class_set_difference(
     return set_difference(images, reference, metrics, {})
 
 
+def _check_patients(
+    groups: Sequence[tuple[IntArray, Sequence[str]]], classes: Sequence[str], names: Sequence[str]
+) -> None:
+    """Raise if a class of a group has too few patients for a test; the message names the smallest one.
+
+    Args:
+        groups: Targets and patients of each group.
+        classes: Names of the classes.
+        names: Names of the groups.
+    """
+    keys = [patient_groups(patients, len(y)) for y, patients in groups]
+    smallest = [
+        min(len(np.unique(of[y == index])) for index in range(len(classes)))
+        for (y, _), of in zip(groups, keys, strict=True)
+    ]
+    number = smallest.index(min(smallest))
+    where = f" in the group {names[number]}"
+    if few := too_few_patients(groups[number][0], classes, keys[number], "a test of macro AUROCs", where):
+        raise UndefinedMetricError(few)
+
+
 def _macro_auroc(scores: ClassScores, classes: Sequence[str]) -> tuple[float, float]:
     """Return the macro AUROC and its variance."""
     groups = patient_groups(scores.patients, len(scores.targets))
@@ -126,11 +148,13 @@ def _macro_auroc(scores: ClassScores, classes: Sequence[str]) -> tuple[float, fl
     return float(areas[0]), float(covariance[0, 0])
 
 
-def _auroc_difference(sides: tuple[ClassScores, ClassScores], index: int, name: str) -> Interval:
-    """Return the difference in the AUROC of one class against the rest."""
+def _auroc_difference(
+    sides: tuple[ClassScores, ClassScores], names: tuple[str, str], index: int, name: str
+) -> Interval:
+    """Return the difference in the AUROC of one class against the rest between two named sets of images."""
     first, second = ((log_odds(each.probabilities)[:, index], each.targets == index, each.patients) for each in sides)
     try:
-        return unpaired_auroc_difference(first, second, sides=(f"the class {name}", "the other classes"))
+        return unpaired_auroc_difference(first, second, sides=(f"the class {name}", "the other classes"), names=names)
     except UndefinedMetricError as error:
         n = sum(len(each.targets) for each in sides)
         return undefined(error.message, n=n, method="delong, mover, unpaired")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from pathlib import Path
 
 from pneumoscope import __version__
 from pneumoscope.core.comparison import PairedTest, RunGroup
-from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.multiclass_results import (
     MulticlassComparison,
     MulticlassRunSummary,
@@ -25,17 +23,13 @@ from pneumoscope.evaluation.comparison.comparability import (
 )
 from pneumoscope.evaluation.comparison.compare import write_comparison
 from pneumoscope.evaluation.comparison.cross_validation import is_cross_validation
-from pneumoscope.evaluation.comparison.paired_findings import corrected_tests, findings, training_sentence
+from pneumoscope.evaluation.comparison.paired_findings import findings, training_sentence
 from pneumoscope.evaluation.comparison.run_groups import group_findings, group_runs
 from pneumoscope.evaluation.multiclass.cross_validation import compare_class_folds
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses, compared_classes, summarize_class_run
-from pneumoscope.evaluation.multiclass.metrics import ClassScores, class_scores
+from pneumoscope.evaluation.multiclass.metrics import class_scores
+from pneumoscope.evaluation.multiclass.paired_tests import paired_class_tests
 from pneumoscope.evaluation.multiclass.run_groups import ClassScoring
-from pneumoscope.statistics.inputs import patient_groups
-from pneumoscope.statistics.intervals import paired_difference, undefined
-from pneumoscope.statistics.multiclass_paired import MACRO_AUROC_METHOD, macro_auroc_test
-from pneumoscope.statistics.paired import mcnemar_exact, mcnemar_method
-from pneumoscope.statistics.probabilities import log_odds
 
 __all__ = ["compare_multiclass", "multiclass_comparison"]
 
@@ -158,32 +152,6 @@ def _findings(
     if any(each.is_group for each in compared):
         return group_findings(compared, summaries, ClassScoring(scores, classes))
     names, accuracies = [run.name for run in runs], [run.metrics["accuracy"] for run in summaries]
-    pairs = _paired_tests(names, scores, classes)
+    pairs = paired_class_tests(names, scores, classes)
     training = training_sentence([run.record is not None for run in runs])
     return (), pairs, findings(names, accuracies, pairs, training)
-
-
-def _paired_tests(
-    names: Sequence[str], scores: Sequence[ClassScores], classes: Sequence[str]
-) -> tuple[PairedTest, ...]:
-    """Return tests of accuracy and macro AUROC for each pair of runs, Holm-corrected over the pairs of each metric."""
-    targets, patients = scores[0].targets, scores[0].patients
-    correct = [each.predicted == targets for each in scores]
-    pairs = list(combinations(range(len(scores)), 2))
-    accuracy = [
-        (paired_difference(correct[a], correct[b], patients), mcnemar_exact(correct[a], correct[b], patients))
-        for a, b in pairs
-    ]
-    ranking = [log_odds(each.probabilities) for each in scores]
-    macro = []
-    for a, b in pairs:
-        try:
-            macro.append(macro_auroc_test(ranking[a], ranking[b], targets, classes, patients))
-        except UndefinedMetricError as error:
-            macro.append((undefined(error.message, n=len(targets), method=MACRO_AUROC_METHOD), None))
-    test = mcnemar_method(patient_groups(patients, len(targets)))
-    named = [(names[a], names[b]) for a, b in pairs]
-    return (
-        *corrected_tests("accuracy", named, accuracy, test),
-        *corrected_tests("macro_auroc", named, macro, MACRO_AUROC_METHOD),
-    )

@@ -23,7 +23,7 @@ from pneumoscope.evaluation.multiclass.inputs import (
     read_class_run,
     summarize_class_run,
 )
-from pneumoscope.evaluation.multiclass.run_groups import TESTED_CLASS_METRICS
+from pneumoscope.evaluation.multiclass.paired_tests import TESTED_CLASS_METRICS
 
 __all__ = ["compare_class_folds", "read_class_folds", "summarize_class_folds"]
 

@@ -106,7 +106,7 @@ def evaluate_multiclass(
         recipe=card.recipe,
         population=card.population,
         coverage=None if card.prediction_sets is None else card.prediction_sets.coverage,
-        remarks=tuple(filter(None, [card.calibration.remark()])),
+        remarks=tuple(filter(None, [card.calibration.remark(), _without_sets(card)])),
         calibration=card.calibration,
     )
     if folder is not None and not replace:
@@ -133,6 +133,11 @@ def evaluate_multiclass(
     ledger = None if ledger is None else Path(ledger)
     evaluation = record_classes(evaluation, scored, out=folder, ledger=ledger, replace=replace)
     return attach_source(evaluation, scored), scored
+
+
+def _without_sets(card: MulticlassCard) -> str:
+    """Return why a model has no prediction sets, as a sentence; "" if it has them."""
+    return "" if card.prediction_sets else f"There are no prediction sets: {card.reason_without_sets()}."
 
 
 def _fitted(images: Sequence[MulticlassScoredImage], card: MulticlassCard) -> int:

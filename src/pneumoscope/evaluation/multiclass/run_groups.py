@@ -8,8 +8,10 @@ import numpy as np
 
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.interval import Interval
+from pneumoscope.evaluation.comparison.paired_findings import PairedResult
 from pneumoscope.evaluation.comparison.run_groups import Measured, MetricScoring
 from pneumoscope.evaluation.multiclass.metrics import ClassScores
+from pneumoscope.evaluation.multiclass.paired_tests import TESTED_CLASS_METRICS, paired_class_result
 from pneumoscope.statistics.inputs import FloatArray, patient_groups
 from pneumoscope.statistics.intervals import undefined
 from pneumoscope.statistics.multiclass_paired import macro_auroc_covariance
@@ -17,9 +19,7 @@ from pneumoscope.statistics.probabilities import log_odds
 from pneumoscope.statistics.replicates import proportion_covariance, replicates_method
 from pneumoscope.statistics.roc import weighted_macro_auroc
 
-__all__ = ["TESTED_CLASS_METRICS", "ClassScoring"]
-
-TESTED_CLASS_METRICS = ("accuracy", "macro_auroc")
+__all__ = ["ClassScoring"]
 
 
 class ClassScoring(MetricScoring):
@@ -36,6 +36,10 @@ class ClassScoring(MetricScoring):
         super().__init__()
         self._runs = runs
         self._classes = classes
+
+    def paired(self, metric: str, a: int, b: int) -> PairedResult:
+        """Return McNemar's test, or DeLong's test of the macro AUROC, of two single runs."""
+        return paired_class_result(metric, self._runs[a], self._runs[b], self._classes)
 
     def _values(self, metric: str) -> FloatArray | None:
         targets, one = self._runs[0].targets, np.ones((1, len(self._runs[0].targets)))
