@@ -273,6 +273,13 @@ LONG = (
 )
 
 
+def test_code_in_latex_is_typewriter_text_and_in_markdown_in_backticks() -> None:
+    table = Table("a", "A.", ("Topic", "Ask"), (("b", "`sample-size` & `evaluate --by A_B` plan it; a ` alone"),))
+    text = to_latex(table)
+    assert r"\texttt{sample-size} \& \texttt{evaluate -{}-by A\_B} plan it; a \textasciigrave{} alone" in text
+    assert "`sample-size` & `evaluate --by A_B` plan it" in to_markdown(table)
+
+
 def long_table(*rows: tuple[str, ...]) -> Table:
     return Table("checklist-claim", "CLAIM.", ("Item", "Topic", "From the record"), rows, "Source & year.")
 
