@@ -292,7 +292,7 @@ def test_latex_of_sentences_has_columns_with_widths_that_fill_the_page_and_may_b
     assert len(widths) == 2
     assert 0.85 < sum(widths) < 0.96  # the rest is for "Item"
     assert widths[1] > 1.5 * widths[0]
-    assert r"-{}-data DATA\textasciigrave{}; the interval is $<$0.5" in text
+    assert r"-{}-data DATA}; the interval is $<$0.5" in text
     assert "abcdef01\\allowbreak{}23456789" in to_latex(long_table(("1", "Hash", f"{LONG} abcdef0123456789")))
     assert r"runs/\allowbreak{}quick\_\allowbreak{}1" in text
     lines = text.splitlines()

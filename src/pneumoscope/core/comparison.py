@@ -93,7 +93,7 @@ class RunGroup:
     """The runs of one recipe with several seeds, or the folds of a cross-validation.
 
     Attributes:
-        name: Name of the folder of the runs, as in the names of the runs; without a common one, name of the recipe.
+        name: Name of the recipe, or of the folder of the runs if another group has the same name.
         runs, seeds: Names and seeds of the runs, in the same order.
         metrics: Spread of each metric that is defined for all runs.
         folds: Numbers of the folds, in the same order; empty for several seeds.

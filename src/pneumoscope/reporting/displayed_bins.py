@@ -1,7 +1,7 @@
 """Bins of probability as reliability diagrams and tables show them.
 
 The recorded bins are those of the calibration error: 15 of equal mass, whatever the number of images. The rate in a bin of a few
-images says little, so adjacent bins are merged for display. 20 images per bin are a convention of this project; there is no
+images is imprecise, so adjacent bins are merged for display. 20 images per bin are a convention of this project; there is no
 standard. With 20 images, a 95% interval of Wilson around a rate of one half is still 0.40 wide.
 """
 

@@ -154,6 +154,6 @@ def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:
 
 
 def means_note(spreads: Iterable[SeedSpread]) -> str:
-    """Return a sentence on the metrics whose means have intervals; empty if all have one, or a reason of their own."""
+    """Return a sentence on the metrics whose means have intervals; empty if all have one, or a separate reason."""
     reasons = dict.fromkeys(spread.mean.reason for spread in spreads if spread.lacks_method)
     return " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in reasons)

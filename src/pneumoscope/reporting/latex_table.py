@@ -51,7 +51,7 @@ def _parts(table: Table) -> list[Table]:
     columns = range(len(table.columns))
     if all(_is_text(table, index) for index in columns):
         return [table]
-    keys = []
+    keys: list[int] = []
     for index in columns:
         longest = max(len(str(row[index])) for row in table.rows)
         if not _is_text(table, index) or longest > _NUMBER or sum(least[each] for each in (*keys, index)) > 1 / 2:

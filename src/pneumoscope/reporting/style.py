@@ -110,7 +110,7 @@ class RunStyle:
         return (0, self.dash) if self.dash else "-"
 
 
-# Style of the mean of a group, whose runs have styles of their own.
+# Style of the mean of a group, whose runs have their styles.
 GROUP_STYLE = RunStyle("muted", COLORS["muted"][0], ())
 
 

@@ -14,7 +14,7 @@ from pneumoscope.core.interval import Interval
 from pneumoscope.evaluation.comparison.compare import compare
 from pneumoscope.evaluation.comparison.inputs import ScoringOptions, read_evaluated
 from pneumoscope.evaluation.comparison.paired_findings import RunScores
-from pneumoscope.evaluation.comparison.run_groups import RunScoring, group_runs, group_sentences, series_name
+from pneumoscope.evaluation.comparison.run_groups import RunScoring, group_runs, group_sentences
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.reporting.comparison_page import write_comparison_page
 from pneumoscope.reporting.metric_columns import metric_columns
@@ -300,15 +300,14 @@ def test_items_of_a_checklist_are_counted_once(folder):
     assert prefilled + partly == sum(bool(answer.facts) for answer in checklist.answers)
 
 
-def test_group_has_the_name_of_the_folder_that_its_runs_are_named_after(folder):
+def test_group_has_one_name_in_findings_tables_and_figures(folder):
     (folder / "group-good").rename(folder / "renamed")  # the recipe is still group-good
-    comparison = compare([folder / "renamed", folder / "group-single"])
-    (group,) = comparison.groups
-    assert group.name == "renamed"
-    assert group.runs == ("renamed/seed-0", "renamed/seed-1", "renamed/seed-2")
-    assert {pair.a for pair in comparison.pairs} == {"renamed"}
-    assert comparison.sentences[0].startswith("renamed, 3 seeds")
-    assert series_name(["a/seed-0", "b/seed-1"]) == series_name(["a-0", "a-1"]) == ""
+    made = report([folder / "renamed", folder / "group-single"])
+    assert made.comparison.sentences[0].startswith("group-good, 3 seeds")
+    assert made.tables["metrics"].columns[1] == "group-good (mean of 3 seeds)"
+    assert made.tables["seeds"].rows[0][0] == "group-good"
+    (axes,) = made.figures["metric-accuracy"].figure.axes
+    assert axes.get_yticklabels()[0].get_text() == "group-good"
 
 
 def test_metrics_of_seeds_are_their_mean_in_table_page_and_figure(folder):

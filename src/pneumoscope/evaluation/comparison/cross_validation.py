@@ -36,13 +36,7 @@ from pneumoscope.evaluation.comparison.comparability import (
 )
 from pneumoscope.evaluation.comparison.inputs import ComparedRun, ScoringOptions, read_evaluated
 from pneumoscope.evaluation.comparison.paired_findings import corrected_tests, findings
-from pneumoscope.evaluation.comparison.run_groups import (
-    TESTED,
-    SummarizedRun,
-    group_sentences,
-    series_name,
-    without_interval,
-)
+from pneumoscope.evaluation.comparison.run_groups import TESTED, SummarizedRun, group_sentences, without_interval
 from pneumoscope.runs.record import RunRecord, read_run
 from pneumoscope.runs.run_folder import BUNDLE_FOLDER, MANIFEST_FILE, run_folders
 from pneumoscope.statistics.inputs import count_unknown, patient_groups
@@ -323,8 +317,8 @@ def _check_same_folds(folds: Sequence[Folds[Any]]) -> None:
 
 
 def _names(folds: Sequence[Folds[Any]]) -> list[str]:
-    """Return the folder in the names of the folds, otherwise the name of the recipe, or of its folder if it is not unique."""
-    names = [series_name([summary.name for summary in each.summaries]) or each.records[0].name for each in folds]
+    """Return the name of each recipe, or of its folder if several recipes have the same name."""
+    names = [each.records[0].name for each in folds]
     count = Counter(names)
     return [name if count[name] == 1 else each.path.resolve().name for name, each in zip(names, folds, strict=True)]
 

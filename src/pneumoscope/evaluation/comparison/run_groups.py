@@ -43,7 +43,6 @@ __all__ = [
     "group_sentences",
     "group_summaries",
     "group_tests",
-    "series_name",
     "training_sentence",
     "without_interval",
 ]
@@ -213,24 +212,13 @@ def _recipe_key(run: ComparedRun[Any, Any]) -> str:
 
 
 def _group_names(runs: Sequence[ComparedRun[Any, Any]], members: Sequence[tuple[int, ...]]) -> list[str]:
-    """Return the name of each group: see `series_name`; otherwise the recipe name, or the folder name if it is not unique."""
-    names = [
-        series_name([runs[position].name for position in each]) or _recipe_name(runs, each)
-        if len(each) > 1
-        else runs[each[0]].name
-        for each in members
-    ]
+    """Return the name of each group: the recipe name, or the folder name if the recipe name is not unique."""
+    names = [_recipe_name(runs, each) if len(each) > 1 else runs[each[0]].name for each in members]
     count = Counter(names)
     return [
         _folder_name(runs, each) if len(each) > 1 and count[name] > 1 else name
         for name, each in zip(names, members, strict=True)
     ]
-
-
-def series_name(names: Sequence[str]) -> str:
-    """Return the folder in the names of seeds or folds, such as "quick" of "quick/seed-3"; "" unless they have the same."""
-    folders = {name.rpartition("/")[0] for name in names}
-    return folders.pop() if len(folders) == 1 else ""
 
 
 def _recipe_name(runs: Sequence[ComparedRun[Any, Any]], members: tuple[int, ...]) -> str:
