@@ -287,8 +287,31 @@ def test_shortcuts_of_several_classes_are_those_of_each_class_against_all_others
         f"{control}, {label}" for control in CONTROLS for label in ("covid", "normal", "tb")
     }
     assert found.shortcuts["border, tb"].method.startswith("5-fold by patient")
-    few = measure_shortcuts([], classes=("covid", "tb"))
+    few = measure_shortcuts([], classes=("covid", "normal", "tb"))
     assert few["border, tb"].reason == "5 folds need 5 no tb patients; found 0"
+
+
+def test_shortcuts_of_two_classes_are_measured_and_noted_once(tmp_path: Path, draw_image: Draw) -> None:
+    for number, label in enumerate(("covid", "tb")):
+        for image in range(6):
+            size = (90, 50) if label == "tb" else (60, 50)  # the width reveals the class
+            draw_image(tmp_path / label / f"{image}.png", seed=10 * number + image, size=size)
+    found = check_data(load_manifest(tmp_path))
+    assert list(found.shortcuts) == list(CONTROLS)
+    inputs = [note for note in found.notes if CONTROLS["border"] in note]
+    assert len(inputs) <= 1
+    assert not any("the class" in note for note in found.notes)
+    few = measure_shortcuts([], classes=("covid", "tb"))
+    assert few["border"].reason == "5 folds need 5 covid patients; found 0"
+
+
+def test_data_without_an_etiology_have_no_columns_of_etiologies(tmp_path: Path, draw_image: Draw) -> None:
+    for number, label in enumerate(("NORMAL", "PNEUMONIA")):
+        for image in range(2):
+            draw_image(tmp_path / label / f"{image}.png", seed=10 * number + image)
+    assert check_data(load_manifest(tmp_path)).etiology_columns == ()
+    draw_image(tmp_path / "PNEUMONIA" / "person1_virus_1.png", seed=99)
+    assert check_data(load_manifest(tmp_path)).etiology_columns == ("bacteria", "virus", "unknown")
 
 
 def test_border_mask_is_true_in_the_outer_pixels() -> None:

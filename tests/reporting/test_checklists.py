@@ -16,6 +16,7 @@ import pytest
 from pneumoscope.core.calibration_record import CalibrationRecord
 from pneumoscope.core.comparison import RunGroup
 from pneumoscope.core.errors import BundleError
+from pneumoscope.core.results import InteractionTest
 from pneumoscope.reporting.binary_checklist_facts import BINARY_FACTS
 from pneumoscope.reporting.checklist_facts import PLACES, Fact
 from pneumoscope.reporting.checklists import CHECKLISTS, Answer, Checklist, checklist_table, fill_checklist, read_items
@@ -86,7 +87,7 @@ def test_the_last_epoch_is_not_called_selected(three: Any, select: str, expected
     ]
     fact = BINARY_FACTS["selection"](comparison, runs)
     assert fact is not None
-    assert fact.text.startswith(f"alexnet-sgd: {expected}.")
+    assert fact.text == f"{', '.join(run.name for run in runs)}: {expected}."
 
 
 def test_facts_are_those_of_the_record(filled: dict[str, Checklist], three: Any) -> None:
@@ -561,3 +562,22 @@ def test_page_states_the_calibration_of_each_run(one: tuple[Any, Path]) -> None:
     data = [with_evaluation(run, calibration=PLATT) for run in load_run_data(comparison, [folder])]
     page = comparison_page(comparison, data, draw_figures(comparison, data))
     assert 'Calibration of the probabilities</th><td class="word">Platt scaling, n = 120</td>' in page
+
+
+def test_subgroup_tests_that_cannot_be_made_for_the_same_reason_share_a_sentence(one: tuple[Any, Path]) -> None:
+    comparison, folder = one
+    (run,) = load_run_data(comparison, [folder])
+    reason = "there are no two groups with NORMAL"
+    untested = [
+        InteractionTest("sex", metric, point, ("F",), "permutation", None, None, reason=reason, sentence="repeated")
+        for metric, point in (("auroc", None), ("sensitivity", "half"))
+    ]
+    tested = InteractionTest("site", "auroc", None, ("a", "b"), "wald", 0.5, 0.5, sentence="The AUROC does not differ.")
+    runs = [with_evaluation(run, interactions=(*untested, tested))]
+    expected = (
+        "quick: The AUROC does not differ. A difference in AUROC, sensitivity at half between the groups of sex cannot be"
+        f" tested: {reason}."
+    )
+    fact = BINARY_FACTS["heterogeneity"](comparison, runs)
+    assert fact is not None
+    assert fact.text == expected

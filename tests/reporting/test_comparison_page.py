@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from pneumoscope.core.interval import Interval
+from pneumoscope.core.result_forms import to_json
+from pneumoscope.reporting.checklists import CHECKLISTS
 from pneumoscope.reporting.comparison_page import write_comparison_page
+from pneumoscope.reporting.report_files import make_report
 from pneumoscope.reporting.templating import environment
 from pneumoscope.runs.evaluations import read_evaluation
 
@@ -348,3 +351,27 @@ def test_operating_points_have_the_names_of_the_command_line(page: Node) -> None
     names = [row.all("td")[0].text() for row in section(page, "operating_points").all("tr", data_point="rule_out")]
     assert names
     assert all(name.startswith("rule_out ") for name in names)
+
+
+def test_images_without_an_etiology_have_no_section_and_no_term_on_it(
+    build: Callable[..., Any], tmp_path: Path
+) -> None:
+    comparison, folders = build(["alexnet-sgd"])
+    assert 'href="#etiology"' in write_comparison_page(comparison, folders, tmp_path / "with.html").read_text()
+    file = folders[0] / "evaluation" / "test" / "evaluation.json"
+    evaluation = read_evaluation(file)
+    points = {name: dataclasses.replace(point, by_etiology={}) for name, point in evaluation.operating_points.items()}
+    file.write_text(
+        to_json(dataclasses.replace(evaluation, operating_points=points, auroc_by_etiology={})), encoding="utf-8"
+    )
+    text = write_comparison_page(comparison, folders, tmp_path / "without.html").read_text()
+    assert "tiology" not in text
+
+
+def test_the_page_has_no_backticks(build: Callable[..., Any]) -> None:
+    comparison, folders = build(["alexnet-sgd"])
+    comparison = dataclasses.replace(comparison, sentences=("See `evaluate --by`.", *comparison.sentences))
+    page = make_report(comparison, folders, CHECKLISTS).page()
+    assert "<code>sample-size</code>" in page
+    assert "See <code>evaluate --by</code>." in page
+    assert "`" not in page

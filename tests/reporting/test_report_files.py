@@ -273,6 +273,13 @@ LONG = (
 )
 
 
+def test_code_in_latex_is_typewriter_text_and_in_markdown_in_backticks() -> None:
+    table = Table("a", "A.", ("Topic", "Ask"), (("b", "`sample-size` & `evaluate --by A_B` plan it; a ` alone"),))
+    text = to_latex(table)
+    assert r"\texttt{sample-size} \& \texttt{evaluate -{}-by A\_B} plan it; a \textasciigrave{} alone" in text
+    assert "`sample-size` & `evaluate --by A_B` plan it" in to_markdown(table)
+
+
 def long_table(*rows: tuple[str, ...]) -> Table:
     return Table("checklist-claim", "CLAIM.", ("Item", "Topic", "From the record"), rows, "Source & year.")
 
@@ -285,7 +292,7 @@ def test_latex_of_sentences_has_columns_with_widths_that_fill_the_page_and_may_b
     assert len(widths) == 2
     assert 0.85 < sum(widths) < 0.96  # the rest is for "Item"
     assert widths[1] > 1.5 * widths[0]
-    assert r"-{}-data DATA\textasciigrave{}; the interval is $<$0.5" in text
+    assert r"-{}-data DATA}; the interval is $<$0.5" in text
     assert "abcdef01\\allowbreak{}23456789" in to_latex(long_table(("1", "Hash", f"{LONG} abcdef0123456789")))
     assert r"runs/\allowbreak{}quick\_\allowbreak{}1" in text
     lines = text.splitlines()

@@ -44,3 +44,8 @@ def test_templates_escape_values_and_reject_undefined_names() -> None:
     assert environment().from_string("{{ name }}").render(name="<b>") == "&lt;b&gt;"
     with pytest.raises(jinja2.UndefinedError):
         environment().from_string("{{ name }}").render()
+
+
+def test_text_between_backticks_is_code_and_everything_is_escaped() -> None:
+    text = environment().from_string("{{ text | code }}").render(text="<b> `a --by <i>` and ` alone")
+    assert text == "&lt;b&gt; <code>a --by &lt;i&gt;</code> and ` alone"

@@ -15,7 +15,18 @@ from pneumoscope.core.with_figures import WithFigures
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "PairedTest", "ReferenceRow", "ReferenceTable", "RunGroup", "RunSummary", "SeedSpread"]
+__all__ = [
+    "MEANS_WITH_INTERVALS",
+    "Comparison",
+    "PairedTest",
+    "ReferenceRow",
+    "ReferenceTable",
+    "RunGroup",
+    "RunSummary",
+    "SeedSpread",
+]
+
+MEANS_WITH_INTERVALS = "means have intervals for"  # start of the reason why the mean of another metric has none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +77,16 @@ class SeedSpread:
     minimum: float
     maximum: float
 
+    @property
+    def lacks_method(self) -> bool:
+        """True if the mean has no interval because no method provides one for the metric; notes state it once."""
+        return self.mean.reason.startswith(MEANS_WITH_INTERVALS)
+
+    def text(self) -> str:
+        """Return the mean, its interval if there is one, and the standard deviation."""
+        mean = dataclasses.replace(self.mean, reason="") if self.lacks_method else self.mean
+        return f"{mean} (standard deviation {self.sd:.4f})"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunGroup:
@@ -92,7 +113,12 @@ class RunGroup:
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per metric: run, metric, and the interval of the mean."""
         means = [(name, spread.mean) for name, spread in self.metrics.items()]
-        return interval_rows(means, run=f"{self.name} (mean of {len(self.runs)} {self.unit})")
+        return interval_rows(means, run=self.title)
+
+    @property
+    def title(self) -> str:
+        """Name with the number of runs, such as "quick (mean of 3 seeds)"."""
+        return f"{self.name} (mean of {len(self.runs)} {self.unit})"
 
     def members_text(self) -> str:
         """Return what the runs are, such as "3 seeds (0, 1, 2)" or "5 folds (seed 0)"."""

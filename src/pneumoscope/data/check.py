@@ -131,7 +131,7 @@ class DatasetAudit:
         near_duplicates: Pairs by perceptual hash.
         unreadable: Files that were skipped.
         sizes: Sizes by label.
-        shortcuts: AUROC by control, or by "control, class" for classes other than NORMAL and PNEUMONIA; 0.5 is chance.
+        shortcuts: AUROC by control, or by "control, class" for three or more classes; 0.5 is chance.
         notes: Findings as sentences.
     """
 
@@ -157,9 +157,10 @@ class DatasetAudit:
 
     @property
     def etiology_columns(self) -> tuple[str, ...]:
-        """Etiologies to show beside the labels; empty for classes other than NORMAL and PNEUMONIA."""
+        """Etiologies to show beside the labels; empty for classes other than NORMAL and PNEUMONIA, and if none is known."""
         labels = next(iter(self.images.values()))
-        if tuple(labels) != LABELS:
+        known = any(counts[name] for counts in self.etiology.values() for name in ("bacteria", "virus"))
+        if tuple(labels) != LABELS or not known:
             return ()
         return tuple(name for name in next(iter(self.etiology.values())) if name != "normal")
 
@@ -309,10 +310,10 @@ def measure_shortcuts(
 
     Returns:
         {control: AUROC of the out-of-fold scores, with an interval clustered by patient}, undefined if a label has fewer than 5
-        patients. For classes other than `LABELS`, {"control, class": AUROC of the class against all others}.
+        patients. For three or more classes, {"control, class": AUROC of the class against all others}.
     """
-    if tuple(classes) == LABELS:
-        return _measure_shortcuts(inspected, LABELS, seed)
+    if len(classes) == 2:  # the AUROC of the other class would repeat that of the first
+        return _measure_shortcuts(inspected, (classes[0], classes[1]), seed)
     return {
         f"{control}, {name}": interval
         for name in classes

@@ -10,6 +10,7 @@ from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import (
     SHARED_FACTS,
     Fact,
+    by_text,
     mean_intervals,
     mean_sentence,
     paired_tests,
@@ -18,6 +19,7 @@ from pneumoscope.reporting.checklist_facts import (
 )
 from pneumoscope.reporting.evidence_facts import EVIDENCE_FACTS
 from pneumoscope.reporting.run_data import RunData
+from pneumoscope.reporting.subgroup_facts import SUBGROUP_FACTS
 from pneumoscope.reporting.updating_facts import CALIBRATION_OF_FOLDS, UPDATING_FACTS, calibration_fact
 
 __all__ = ["BINARY_FACTS"]
@@ -105,8 +107,8 @@ def _errors(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 
 
 def _thresholds(c: Comparison, runs: Sequence[RunData]) -> Fact:
-    text = " ".join(
-        f"{run.name}: {'; '.join(f'{name} at {point.threshold_text()} ({point.rule})' for name, point in points)}."
+    text = by_text(
+        (run.name, f"{'; '.join(f'{name} at {point.threshold_text()} ({point.rule})' for name, point in points)}.")
         for run in runs
         for points in (run.evaluation.operating_points.items(),)
     )
@@ -124,6 +126,7 @@ def _selection(c: Comparison, runs: Sequence[RunData]) -> Fact | None:
 BINARY_FACTS: dict[str, Callable[[Comparison, Sequence[RunData]], Fact | None]] = {
     **SHARED_FACTS,
     **EVIDENCE_FACTS,
+    **SUBGROUP_FACTS,
     **UPDATING_FACTS,
     "accuracy": _accuracy,
     "calibration": _calibration,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pneumoscope.core.comparison import PairedTest, RunGroup
@@ -27,6 +27,7 @@ __all__ = [
     "PLACES",
     "SHARED_FACTS",
     "Fact",
+    "by_text",
     "mean_intervals",
     "mean_sentence",
     "paired_tests",
@@ -111,10 +112,10 @@ def _source(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
 
 def _flow(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
     """Return the flow of images; of each run if the flows differ, as for folds."""
-    sentences = {run.name: _flow_text(run.evaluation.flow) for run in runs if run.evaluation.flow}
-    if len(set(sentences.values())) > 1:
-        return Fact(" ".join(f"{name}: {sentence}" for name, sentence in sentences.items()), "images")
-    return Fact(next(iter(sentences.values())), "images") if sentences else None
+    sentences = [(run.name, _flow_text(run.evaluation.flow)) for run in runs if run.evaluation.flow]
+    if len({sentence for _, sentence in sentences}) > 1:
+        return Fact(by_text(sentences), "images")
+    return Fact(sentences[0][1], "images") if sentences else None
 
 
 def _flow_text(flow: ImageFlow) -> str:
@@ -159,9 +160,22 @@ def _population(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
 
 
 def _trained(runs: Sequence[RecordedRun], text: Callable[[RecordedRun, RunRecord], str], place: str) -> Fact | None:
-    """Return a sentence for each run with a training record; None without one."""
-    sentences = [f"{run.name}: {text(run, run.record)}." for run in runs if run.record]
-    return Fact(" ".join(sentences), place) if sentences else None
+    """Return the sentences on the runs with a training record; None without one."""
+    sentence = by_text((run.name, f"{text(run, run.record)}.") for run in runs if run.record)
+    return Fact(sentence, place) if sentence else None
+
+
+def by_text(texts: Iterable[tuple[str, str]]) -> str:
+    """Return each different text once, after the names of the runs that it applies to.
+
+    Args:
+        texts: Name of a run and its text; empty texts are left out.
+    """
+    names: dict[str, list[str]] = {}
+    for name, text in texts:
+        if text:
+            names.setdefault(text, []).append(name)
+    return " ".join(f"{', '.join(each)}: {text}" for text, each in names.items())
 
 
 def _partition(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
@@ -197,11 +211,15 @@ def _initialization(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact 
 
 
 def _training(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    def text(_: RecordedRun, record: RunRecord) -> str:
-        epochs = counted(record.epochs, "epoch")
-        return f"{record.optimizer}, batch {record.batch}, {epochs}, seed {record.seed}; the recipe has all settings"
-
-    return _trained(runs, text, "runs")
+    found = by_text(
+        (
+            f"{run.name} (seed {record.seed})",
+            f"{record.optimizer}, batch {record.batch}, {counted(record.epochs, 'epoch')}; the recipe has all settings.",
+        )
+        for run in runs
+        if (record := run.record)
+    )
+    return Fact(found, "runs") if found else None
 
 
 def selection(runs: Sequence[RecordedRun], place: str) -> Fact | None:
@@ -273,11 +291,7 @@ def mean_sentence(group: RunGroup, names: Mapping[str, str]) -> str:
         group: The group.
         names: Labels of the metrics by key.
     """
-    means = [
-        f"{title} {spread.mean} (standard deviation {spread.sd:.4f})"
-        for key, title in names.items()
-        if (spread := group.metrics.get(key))
-    ]
+    means = [f"{title} {spread.text()}" for key, title in names.items() if (spread := group.metrics.get(key))]
     return f"{group.name}, mean of {group.members_text()}: {', '.join(means)}." if means else ""
 
 
@@ -285,16 +299,6 @@ def single_runs(groups: Sequence[RunGroup], runs: Sequence[_Run]) -> list[_Run]:
     """Return the runs that are not part of a group of seeds or folds."""
     grouped = {name for group in groups for name in group.runs}
     return [run for run in runs if run.name not in grouped]
-
-
-def _subgroups(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    columns = dict.fromkeys(group.column for run in runs for group in run.evaluation.subgroups)
-    return Fact(f"Subgroups by {', '.join(columns)}, each with intervals.", "subgroups") if columns else None
-
-
-def _heterogeneity(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    sentences = [f"{run.name}: {test.sentence}" for run in runs for test in run.evaluation.interactions]
-    return Fact(" ".join(sentences), "subgroups") if sentences else None
 
 
 def _clusters(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
@@ -305,12 +309,12 @@ def _clusters(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact:
 
 
 def _rejected(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
-    sentences = [
-        f"{run.name}: {run.evaluation.rejected.sentence()}."
+    found = by_text(
+        (run.name, f"{run.evaluation.rejected.sentence()}.")
         for run in runs
         if run.evaluation.rejected and run.evaluation.rejected.reasons
-    ]
-    return Fact(" ".join(sentences), "images") if sentences else None
+    )
+    return Fact(found, "images") if found else None
 
 
 def _internal(c: RecordedComparison, runs: Sequence[RecordedRun]) -> Fact | None:
@@ -369,7 +373,6 @@ SHARED_FACTS: dict[str, Callable[[RecordedComparison, Sequence[RecordedRun]], Fa
     "disjoint": _disjoint,
     "external": _external,
     "flow": _flow,
-    "heterogeneity": _heterogeneity,
     "initialization": _initialization,
     "internal": _internal,
     "labels": _labels,
@@ -384,6 +387,5 @@ SHARED_FACTS: dict[str, Callable[[RecordedComparison, Sequence[RecordedRun]], Fa
     "rejected": _rejected,
     "software": _software,
     "source": _source,
-    "subgroups": _subgroups,
     "training": _training,
 }

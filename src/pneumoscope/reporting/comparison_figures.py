@@ -11,6 +11,7 @@ from pneumoscope.core.comparison import Comparison
 from pneumoscope.core.errors import UndefinedMetricError
 from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.reporting.curves import curves_figure, curves_label
+from pneumoscope.reporting.displayed_bins import displayed_bins
 from pneumoscope.reporting.figures import (
     Curve,
     decision_curve_figure,
@@ -22,9 +23,10 @@ from pneumoscope.reporting.figures import (
 )
 from pneumoscope.reporting.flow_diagram import flow_figure
 from pneumoscope.reporting.labels import METRICS, PAIR_METRICS
+from pneumoscope.reporting.metric_columns import metric_columns
 from pneumoscope.reporting.named_figure import DECISION_CURVES, NamedFigure
 from pneumoscope.reporting.run_data import RunData
-from pneumoscope.reporting.style import drawing
+from pneumoscope.reporting.style import GROUP_STYLE, drawing
 from pneumoscope.reporting.templating import format_value
 from pneumoscope.statistics.calibration import reliability_bins
 from pneumoscope.statistics.decision_curve import net_benefit
@@ -96,7 +98,7 @@ def draw_figures(comparison: Comparison, runs: Sequence[RunData]) -> ComparisonF
             roc, precision_recall, undefined = (), (), error.message
         return ComparisonFigures(
             flow=tuple(_flow_figure(run, operating_point) for run in runs),
-            metrics=_metric_figures(runs),
+            metrics=_metric_figures(comparison, runs),
             roc=roc,
             precision_recall=precision_recall,
             undefined=undefined,
@@ -116,17 +118,20 @@ def figures_with_legends(comparison: Comparison, runs: Sequence[RunData]) -> dic
     return figures
 
 
-def _metric_figures(runs: Sequence[RunData]) -> tuple[NamedFigure, ...]:
+def _metric_figures(comparison: Comparison, runs: Sequence[RunData]) -> tuple[NamedFigure, ...]:
     svgs = []
+    columns = metric_columns(comparison.groups, [(run.summary.name, run.summary.intervals()) for run in runs])
+    names = [column.name for column in columns]
+    styles = [GROUP_STYLE if column.is_group else runs[column.runs[0]].style for column in columns]
     for metric in _BAR_METRICS:
         title = METRICS[metric]
-        values = [run.summary.test[metric] for run in runs]
-        names = [run.summary.name for run in runs]
+        values = [column.value(metric) for column in columns]
+        points = [[member[metric].value for member in column.members] for column in columns]
         text = ", ".join(
-            f"{name} {'undefined' if value.value is None else format_value(value.value)}"
-            for name, value in zip(names, values, strict=True)
+            f"{column.title} {'undefined' if value.value is None else format_value(value.value)}"
+            for column, value in zip(columns, values, strict=True)
         )
-        figure = metric_figure(title, names, values, [run.style for run in runs])
+        figure = metric_figure(title, names, values, styles, points)
         svgs.append(NamedFigure(figure, f"metric-{metric}", f"{title} of each run with its interval: {text}"))
     return tuple(svgs)
 
@@ -190,7 +195,7 @@ def _flow_figure(run: RunData, operating_point: str) -> NamedFigure:
 
 
 def _reliability_figure(run: RunData) -> NamedFigure:
-    name, bins = run.summary.name, reliability_bins(run.scores.probability, run.scores.positive)
+    name, bins = run.summary.name, displayed_bins(reliability_bins(run.scores.probability, run.scores.positive))
     label = f"Reliability diagram of {name}: observed rate of pneumonia by predicted probability in {len(bins)} bins"
     return NamedFigure(reliability_figure(name, bins, run.style), f"reliability-{run.index}", label)
 

@@ -13,9 +13,11 @@ from pneumoscope.reporting import labels
 from pneumoscope.reporting.checklist_facts import PLACES
 from pneumoscope.reporting.checklists import Checklist
 from pneumoscope.reporting.comparison_figures import ComparisonFigures, draw_figures
+from pneumoscope.reporting.metric_columns import MetricColumn, columns_note, metric_columns
 from pneumoscope.reporting.run_data import RunData, load_run_data, record_rows
 from pneumoscope.reporting.run_evidence import evidence_tables
 from pneumoscope.reporting.style import drawing
+from pneumoscope.reporting.tables import group_table
 from pneumoscope.reporting.templating import environment, theme
 
 __all__ = ["comparison_page", "write_comparison_page"]
@@ -76,6 +78,7 @@ def comparison_page(
                     for key, label in labels.METRICS.items()
                     if all(key in run.summary.test for run in data) and _is_shown(key, comparison)
                 ],
+                columns=_columns(comparison, data),
                 runs_by_name={run.summary.name: run for run in data},
                 etiologies=_etiologies(data),
                 evidence=evidence_tables(data),
@@ -87,6 +90,10 @@ def comparison_page(
                 record_rows=record_rows,
             )
         )
+
+
+def _columns(comparison: Comparison, runs: Sequence[RunData]) -> tuple[MetricColumn, ...]:
+    return metric_columns(comparison.groups, [(run.summary.name, run.summary.intervals()) for run in runs])
 
 
 def _is_shown(metric: str, comparison: Comparison) -> bool:
@@ -105,8 +112,10 @@ def _findings(comparison: Comparison) -> dict[str, list[str]]:
 
 
 def _etiologies(runs: Sequence[RunData]) -> list[str]:
-    """Return the etiologies of the evaluated images, in the order of `ETIOLOGIES`."""
+    """Return the etiologies of the evaluated images, in the order of `ETIOLOGIES`; empty if no pneumonia has one."""
     names = {name for run in runs for point in run.evaluation.operating_points.values() for name in point.by_etiology}
+    if names <= {"normal"}:
+        return []
     return [name for name in labels.ETIOLOGIES if name in names]
 
 
@@ -123,7 +132,7 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
     tests = [run.summary.test for run in runs]
     rows = comparison.reference.rows if comparison.reference else ()
     return {
-        "metrics": _note((key, test[key]) for test in tests for key in labels.METRICS if key in test),
+        "metrics": columns_note(_columns(comparison, runs), labels.METRICS),
         **{metric: _note((metric, test[metric]) for test in tests if metric in test) for metric in ("auroc", "auprc")},
         "operating_points": _note(
             (key, value)
@@ -169,7 +178,7 @@ def _notes(comparison: Comparison, runs: Sequence[RunData]) -> dict[str, str]:
             )
             for metric, label in labels.PAIR_METRICS.items()
         },
-        "seeds": _note((key, spread.mean) for group in comparison.groups for key, spread in group.metrics.items()),
+        "seeds": group_table(comparison.groups, labels.METRICS).note,
         "reference": _note((key, value) for row in rows for key, value in row.metrics.items()),
         "difference": labels.interval_note(("difference", row.difference) for row in rows if row.difference),
     }

@@ -57,12 +57,19 @@ class Curve:
     steps: bool = False
 
 
-def metric_figure(title: str, names: Sequence[str], values: Sequence[Interval], styles: Sequence[RunStyle]) -> Figure:
+def metric_figure(
+    title: str,
+    names: Sequence[str],
+    values: Sequence[Interval],
+    styles: Sequence[RunStyle],
+    points: Sequence[Sequence[float | None]] = (),
+) -> Figure:
     """Return a bar chart of one metric: one bar per run with its interval, and the value beside it.
 
     Args:
         title: Label of the metric.
-        names, values, styles: Name, value and style of each run, from top to bottom.
+        names, values, styles: Name, value and style of each run or group, from top to bottom.
+        points: Values of the runs of each group, drawn as points; empty for a single run.
     """
     figure = new_figure(300, 58 + 25 * len(names))
     axes: Axes = figure.subplots()
@@ -77,6 +84,11 @@ def metric_figure(title: str, names: Sequence[str], values: Sequence[Interval], 
             for color, width in ((_SURFACE, 4.0), (_INK, 1.4)):
                 axes.plot([value.low, value.high], [row, row], color=color, linewidth=width, solid_capstyle="butt")
         axes.text(1.03, row, f"{value.value:.3f}", va="center", fontsize=10, transform=axes.get_yaxis_transform())
+    for row, members in enumerate(points):
+        found = [each for each in members if each is not None]
+        if found:
+            axes.plot(found, [row] * len(found), "o", markersize=4, markerfacecolor=_SURFACE, markeredgecolor=_INK,
+                      markeredgewidth=1, clip_on=False, zorder=4)  # fmt: skip
     axes.set_yticks(range(len(names)), [short(name) for name in names], color=_INK)
     axes.set_ylim(len(names) - 0.45, -0.55)
     lowest = min([0.0, *(value.low for value in values if value.low is not None)])
@@ -160,7 +172,14 @@ def decision_curve_figure(
 def reliability_figure(
     title: str, bins: Sequence[ReliabilityBin], style: RunStyle, *, event: str = "pneumonia"
 ) -> Figure:
-    """Return a reliability diagram: observed rate of an event by its predicted probability, with intervals."""
+    """Return a reliability diagram: observed rate of an event by its predicted probability, with intervals.
+
+    Args:
+        title: Name of the run or class.
+        bins: Bins to draw; see `displayed_bins`.
+        style: Style of the run.
+        event: What the probability is of.
+    """
     figure = new_figure(300, 300)
     axes: Axes = figure.subplots()
     show_grid(axes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pneumoscope.core.comparison import SeedSpread
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import method_name
 
@@ -17,6 +18,7 @@ __all__ = [
     "PAIR_METRICS",
     "images_of",
     "interval_note",
+    "means_note",
 ]
 
 # In the order of tables and figures. Keys are those of `Evaluation` and `OperatingPointResult`.
@@ -149,3 +151,9 @@ def interval_note(intervals: Iterable[tuple[str, Interval]]) -> str:
         for method in labels
     ]
     return f"{' and '.join(sorted(levels))} intervals: {'; '.join(parts)}."
+
+
+def means_note(spreads: Iterable[SeedSpread]) -> str:
+    """Return a sentence on the metrics whose means have intervals; empty if all have one, or a separate reason."""
+    reasons = dict.fromkeys(spread.mean.reason for spread in spreads if spread.lacks_method)
+    return " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in reasons)

@@ -33,6 +33,7 @@ _NORMAL_CHARACTER = 0.0145  # the same in the normal size
 _SEPARATION = 0.036  # white space of a column, likewise
 _LONGEST_WORD = 16  # characters that a column has room for
 _LEAST_OF_SENTENCES = 0.2  # smallest width of a column of sentences
+_CODE = re.compile("`([^`]+)`")
 _HASH = re.compile(r"[0-9a-f]{16,}")
 
 
@@ -218,5 +219,13 @@ def _breakable(text: str) -> str:
 
 
 def _escape(text: str) -> str:
+    """Return escaped text with the parts between backticks as code."""
+    parts = _CODE.split(text)  # text and code alternate
+    return "".join(
+        rf"\texttt{{{_escape_part(part)}}}" if index % 2 else _escape_part(part) for index, part in enumerate(parts)
+    )
+
+
+def _escape_part(text: str) -> str:
     escaped = _SPECIAL.sub(lambda match: _LATEX[match[0]], text)
     return re.sub("-(?=-)", "-{}", escaped)  # prevent ligatures to dashes

@@ -19,6 +19,7 @@ from pneumoscope.reporting.checklist_facts import (
     single_runs,
 )
 from pneumoscope.reporting.evidence_facts import CLASS_EVIDENCE_FACTS
+from pneumoscope.reporting.subgroup_facts import SUBGROUP_FACTS
 from pneumoscope.reporting.updating_facts import CALIBRATION_OF_FOLDS, UPDATING_FACTS, calibration_fact
 
 __all__ = ["CLASS_FACTS"]
@@ -184,6 +185,7 @@ def _selection(c: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Fact
 CLASS_FACTS: dict[str, Callable[[MulticlassComparison, Sequence[ComparedClasses]], Fact | None]] = {
     **SHARED_FACTS,
     **CLASS_EVIDENCE_FACTS,
+    **SUBGROUP_FACTS,
     **UPDATING_FACTS,
     "accuracy": _accuracy,
     "calibration": _calibration,

@@ -13,6 +13,7 @@ from pneumoscope.core.messages import counted, of_patients_text
 from pneumoscope.core.multiclass_results import MulticlassComparison, MulticlassEvaluation
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.evaluation.multiclass.metrics import class_scores
+from pneumoscope.reporting.displayed_bins import displayed_bins
 from pneumoscope.reporting.figures import Curve, differences_figure, overlay_figure, reliability_figure
 from pneumoscope.reporting.flow_diagram import class_flow_figure
 from pneumoscope.reporting.labels import CLASS_PAIR_METRICS
@@ -54,13 +55,13 @@ def draw_class_figures(
                 NamedFigure(
                     reliability_figure(
                         f"{short(run.name)}: {name}" if len(runs) > 1 else name,
-                        result.reliability,
+                        displayed_bins(result.reliability),
                         run_style(k),
                         event=name,
                     ),
                     f"reliability-{i}-{k}",
                     f"Reliability diagram of {run.name}: observed rate of {name} by its probability in"
-                    f" {len(result.reliability)} bins",
+                    f" {len(displayed_bins(result.reliability))} bins",
                 )
                 for i, run in enumerate(runs)
                 for k, (name, result) in enumerate(run.evaluation.by_class.items())

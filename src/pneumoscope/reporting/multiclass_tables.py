@@ -9,6 +9,7 @@ from pneumoscope.core.multiclass_results import MulticlassComparison
 from pneumoscope.core.result_forms import method_name
 from pneumoscope.evaluation.multiclass.inputs import ComparedClasses
 from pneumoscope.reporting import labels
+from pneumoscope.reporting.metric_columns import columns_note, metric_columns
 from pneumoscope.reporting.table_forms import Cell, Table
 from pneumoscope.reporting.tables import differences_table, flow_table, group_table
 
@@ -27,7 +28,7 @@ def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasse
     """Return the non-empty tables of a multiclass comparison."""
     tables = (
         flow_table([(run.name, run.evaluation) for run in runs]),
-        _metrics(comparison, runs),
+        _metrics(comparison),
         group_table(comparison.groups, labels.CLASS_METRICS),
         _confusion(runs),
         *_classes(runs),
@@ -40,14 +41,15 @@ def class_tables(comparison: MulticlassComparison, runs: Sequence[ComparedClasse
     return tuple(table for table in tables if table.rows)
 
 
-def _metrics(comparison: MulticlassComparison, runs: Sequence[ComparedClasses]) -> Table:
+def _metrics(comparison: MulticlassComparison) -> Table:
     names = {key: label for key, label in labels.CLASS_METRICS.items() if key in comparison.runs[0].metrics}
+    columns = metric_columns(comparison.groups, [(run.name, run.metrics) for run in comparison.runs])
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (label, *(run.metrics[key] for run in comparison.runs)) for key, label in names.items()
+        (label, *(column.cells[key] for column in columns)) for key, label in names.items()
     )
-    note = _note(names, [run.evaluation.metrics for run in runs])
     caption = f"Metrics over all classes on {comparison.images['n']} images."
-    return Table("metrics", caption, ("Metric", *(run.name for run in runs)), rows, note)
+    headings = ("Metric", *(column.title for column in columns))
+    return Table("metrics", caption, headings, rows, columns_note(columns, names))
 
 
 def _confusion(runs: Sequence[ComparedClasses]) -> Table:

@@ -17,7 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "RUN_SLOTS", "RunStyle", "drawing", "new_figure", "run_style", "short", "show_grid"]
+__all__ = [
+    "COLORS",
+    "GROUP_STYLE",
+    "RUN_SLOTS",
+    "RunStyle",
+    "drawing",
+    "new_figure",
+    "run_style",
+    "short",
+    "show_grid",
+]
 
 # name: (light, dark). Light values are distinct, so that a style sheet can map each of them. Run colors are
 # distinguishable with the three common kinds of color blindness (see tests/reporting/test_style.py).
@@ -98,6 +108,10 @@ class RunStyle:
     def line(self) -> Literal["-"] | tuple[float, tuple[float, ...]]:
         """The dash pattern as a matplotlib `linestyle`."""
         return (0, self.dash) if self.dash else "-"
+
+
+# Style of the mean of a group, whose runs have their styles.
+GROUP_STYLE = RunStyle("muted", COLORS["muted"][0], ())
 
 
 def run_style(index: int) -> RunStyle:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pneumoscope.core.comparison import SeedSpread
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.result_forms import format_decimals, format_limit, rows_dataframe, with_minus_signs
 
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "Table", "cell_text", "to_csv", "to_markdown"]
 
-Cell = Interval | float | int | str | None
+Cell = Interval | SeedSpread | float | int | str | None
 _PARTS = ("low", "high", "method", "n", "reason")  # fields of an interval besides its value
+_SD = "standard deviation"  # of a mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +50,23 @@ class Table:
         return to_markdown(self)
 
     def wide(self) -> tuple[list[str], list[list[Any]]]:
-        """Return headings and rows with separate columns for value, limits, method, n and reason of each interval."""
-        is_interval = [any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))]
+        """Return headings and rows with separate columns for value, limits, method, n and reason of each interval.
+
+        A mean also has a column for its standard deviation.
+        """
+        parts = [_parts([row[index] for row in self.rows]) for index in range(len(self.columns))]
         headings: list[str] = []
-        for name, interval in zip(self.columns, is_interval, strict=True):
-            headings += [name, *(f"{name}, {part}" for part in _PARTS if interval)]
+        for name, of_column in zip(self.columns, parts, strict=True):
+            headings += [name, *(f"{name}, {part}" for part in of_column)]
         rows = []
         for row in self.rows:
             cells: list[Any] = []
-            for cell, interval in zip(row, is_interval, strict=True):
-                if isinstance(cell, Interval):
-                    cells += [cell.value, *(getattr(cell, part) for part in _PARTS)]
-                else:
-                    cells += [cell, *(None for _ in _PARTS if interval)]
+            for cell, of_column in zip(row, parts, strict=True):
+                interval = cell.mean if isinstance(cell, SeedSpread) else cell
+                values = {_SD: cell.sd if isinstance(cell, SeedSpread) else None}
+                if isinstance(interval, Interval):
+                    values |= {part: getattr(interval, part) for part in _PARTS}
+                cells += [interval.value if isinstance(interval, Interval) else interval, *map(values.get, of_column)]
             rows.append(cells)
         return headings, rows
 
@@ -71,6 +78,13 @@ class Table:
         """
         headings, rows = self.wide()
         return rows_dataframe(rows, "Table.to_dataframe()", headings)
+
+
+def _parts(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Return the parts of a column besides its values."""
+    if any(isinstance(cell, SeedSpread) for cell in cells):
+        return (*_PARTS, _SD)
+    return _PARTS if any(isinstance(cell, Interval) for cell in cells) else ()
 
 
 def to_csv(table: Table) -> str:
@@ -102,6 +116,11 @@ def cell_text(cell: Cell, decimals: int) -> str:
         cell: The cell.
         decimals: Decimals of a number without an interval.
     """
+    if isinstance(cell, SeedSpread):
+        if cell.mean.low is not None:
+            return cell_text(cell.mean, decimals)
+        reason = "" if cell.lacks_method else f"; no interval: {cell.mean.reason}"
+        return with_minus_signs(f"{cell.mean.value:.3f} (SD {cell.sd:.3f}{reason})")
     if isinstance(cell, Interval):
         if cell.value is None:
             return f"undefined: {cell.reason}"

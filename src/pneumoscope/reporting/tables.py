@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pneumoscope.core.comparison import Comparison, RunGroup
+from pneumoscope.core.comparison import Comparison, RunGroup, SeedSpread
 from pneumoscope.core.image_flow import ImageCount
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.multiclass_results import MulticlassEvaluation
 from pneumoscope.core.result_forms import decimals_to_distinguish, method_name
 from pneumoscope.core.results import Evaluation
 from pneumoscope.reporting import labels
+from pneumoscope.reporting.displayed_bins import displayed_bins
+from pneumoscope.reporting.metric_columns import columns_note, metric_columns
 from pneumoscope.reporting.run_data import RunData
 from pneumoscope.reporting.run_evidence import evidence_tables
 from pneumoscope.reporting.table_forms import Cell, Table
@@ -85,10 +88,11 @@ def _metrics(comparison: Comparison, runs: Sequence[RunData]) -> Table:
     names = [(key, label) for key, label in labels.METRICS.items() if all(key in run.summary.test for run in runs)]
     if comparison.is_cross_validation:  # metrics of probabilities are excluded
         names = [(key, label) for key, label in names if any(key in group.metrics for group in comparison.groups)]
-    rows = tuple((label, *(run.summary.test[key] for run in runs)) for key, label in names)
-    note = labels.interval_note((label, run.summary.test[key]) for run in runs for key, label in names)
+    columns = metric_columns(comparison.groups, [(run.summary.name, run.summary.intervals()) for run in runs])
+    rows = tuple((label, *(column.cells[key] for column in columns)) for key, label in names)
     caption = f"Metrics on {comparison.images['n']} images, at the operating point {comparison.operating_point}."
-    return Table("metrics", caption, ("Metric", *(run.summary.name for run in runs)), rows, note)
+    headings = ("Metric", *(column.title for column in columns))
+    return Table("metrics", caption, headings, rows, columns_note(columns, dict(names)))
 
 
 def group_table(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Table:
@@ -100,14 +104,20 @@ def group_table(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Table:
     """
     spreads = [(group, names[key], spread) for group in groups for key, spread in group.metrics.items() if key in names]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (group.name, len(group.runs), label, spread.mean, spread.sd, spread.minimum, spread.maximum)
+        (group.name, len(group.runs), label, _mean(spread), spread.sd, spread.minimum, spread.maximum)
         for group, label, spread in spreads
     )
     unit = groups[0].unit if groups else "seeds"
     columns = ("Recipe", unit.capitalize(), "Metric", "Mean", "Standard deviation", "Lowest", "Highest")
-    note = labels.interval_note((label, spread.mean) for _, label, spread in spreads)
+    intervals = labels.interval_note((label, spread.mean) for _, label, spread in spreads)
+    note = " ".join(filter(None, (intervals, labels.means_note(spread for *_, spread in spreads))))
     caption = "Folds of a cross-validation." if unit == "folds" else "Runs of one recipe with several seeds."
     return Table(unit, caption, columns, rows, note)
+
+
+def _mean(spread: SeedSpread) -> Interval:
+    """Return the mean, without the reason that the note states for all metrics."""
+    return dataclasses.replace(spread.mean, reason="") if spread.lacks_method else spread.mean
 
 
 _POINT_METRICS = (
@@ -196,16 +206,15 @@ def _decision_curves(runs: Sequence[RunData]) -> Table:
 
 def reliability_table(runs: Sequence[RunData]) -> Table:
     """Return the mean probability and the observed rate of pneumonia in each interval of the probability."""
+    bins = {run.summary.name: displayed_bins(run.evaluation.reliability) for run in runs}
     rows = [
-        (run.summary.name, each.low, each.high, each.mean_probability, each.observed_rate)
-        for run in runs
-        for each in run.evaluation.reliability
+        (name, each.low, each.high, each.observed_rate.n, each.mean_probability, each.observed_rate)
+        for name, of_run in bins.items()
+        for each in of_run
     ]
-    columns = ("Run", "Lowest probability", "Highest probability", "Mean probability", "Observed rate")
-    note = _note(("observed rate", row[4]) for row in rows)
-    decimals = max(
-        decimals_to_distinguish((each.low, each.high) for each in run.evaluation.reliability) for run in runs
-    )
+    columns = ("Run", "Lowest probability", "Highest probability", "Images", "Mean probability", "Observed rate")
+    note = _note(("observed rate", row[-1]) for row in rows)
+    decimals = max(decimals_to_distinguish((each.low, each.high) for each in of_run) for of_run in bins.values())
     caption = "Observed rate of pneumonia by predicted probability."
     return Table("reliability", caption, columns, tuple(rows), note, decimals)
 

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 
 import jinja2
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from pneumoscope.core.result_forms import format_limit, method_name, with_minus_signs
 from pneumoscope.reporting.style import COLORS
 from pneumoscope.reporting.svg import theme_rules
 
-__all__ = ["environment", "format_difference", "format_duration", "format_p", "format_value", "theme", "thumbnail_url"]
+__all__ = [
+    "environment",
+    "format_code",
+    "format_difference",
+    "format_duration",
+    "format_p",
+    "format_value",
+    "theme",
+    "thumbnail_url",
+]
 
 _THUMBNAIL_SIDE = 220  # pixels
+_CODE = re.compile("`([^`]+)`")
 
 
 def environment() -> jinja2.Environment:
     """Return an environment that escapes all values and raises an error for undefined names.
 
-    Filters: `value`, `difference`, `limit`, `p_value`, `duration` and `method_name`.
+    Filters: `value`, `difference`, `limit`, `p_value`, `duration`, `code` and `method_name`.
     """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumoscope.reporting"),
@@ -37,6 +48,7 @@ def environment() -> jinja2.Environment:
         "difference": format_difference,
         "p_value": format_p,
         "duration": format_duration,
+        "code": format_code,
         "limit": format_interval_limit,
         "method_name": method_name,
     }
@@ -61,6 +73,11 @@ def format_interval_limit(value: float, sign: bool = False) -> str:
 def format_p(value: float) -> str:
     """Return a p value with three decimals, or "< 0.001"."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def format_code(text: str) -> Markup:
+    """Return escaped text with the parts between backticks as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
 
 
 def format_duration(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """Runs of one recipe with several seeds: they are compared by their mean, and no seed is quoted alone."""
 
+import csv
 import dataclasses
+import io
 import json
 import shutil
 
@@ -15,7 +17,9 @@ from pneumoscope.evaluation.comparison.paired_findings import RunScores
 from pneumoscope.evaluation.comparison.run_groups import RunScoring, group_runs, group_sentences
 from pneumoscope.evaluation.evaluate import evaluate
 from pneumoscope.reporting.comparison_page import write_comparison_page
+from pneumoscope.reporting.metric_columns import metric_columns
 from pneumoscope.reporting.report_files import report
+from pneumoscope.reporting.table_forms import to_csv, to_markdown
 from pneumoscope.runs.recipe_files import read_recipe
 from pneumoscope.statistics.inputs import patient_groups
 from pneumoscope.statistics.multiple_testing import holm
@@ -327,3 +331,82 @@ def test_items_of_a_checklist_are_counted_once(folder):
     prefilled, total, partly, still_open = numbers
     assert prefilled + partly + still_open == total == len(checklist.answers)
     assert prefilled + partly == sum(bool(answer.facts) for answer in checklist.answers)
+
+
+def test_group_has_one_name_in_findings_tables_and_figures(folder):
+    (folder / "group-good").rename(folder / "renamed")  # the recipe is still group-good
+    made = report([folder / "renamed", folder / "group-single"])
+    assert made.comparison.sentences[0].startswith("group-good, 3 seeds")
+    assert made.tables["metrics"].columns[1] == "group-good (mean of 3 seeds)"
+    assert made.tables["seeds"].rows[0][0] == "group-good"
+    (axes,) = made.figures["metric-accuracy"].figure.axes
+    assert axes.get_yticklabels()[0].get_text() == "group-good"
+
+
+def test_metrics_of_seeds_are_their_mean_in_table_page_and_figure(folder):
+    made = report([folder / "group-good", folder / "group-single"])
+    table = made.tables["metrics"]
+    assert table.columns == ("Metric", "group-good (mean of 3 seeds)", "group-single")
+    metrics, single = made.comparison.groups[0].metrics, made.comparison.runs[-1].test
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["Accuracy"] == (metrics["accuracy"], single["accuracy"])
+    assert rows["Brier score"] == (metrics["brier"], single["brier"])
+
+    text = to_markdown(table)
+    accuracy, brier = metrics["accuracy"].mean, metrics["brier"]
+    assert f"| Accuracy | {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}) |" in text
+    assert f"| Brier score | {brier.mean.value:.3f} (SD {brier.sd:.3f}) |" in text
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv(table))) if row["Metric"] == "Brier score")
+    title = "group-good (mean of 3 seeds)"
+    assert (float(row[title]), float(row[f"{title}, standard deviation"])) == (brier.mean.value, brier.sd)
+    assert float(row["group-single"]) == single["brier"].value
+
+    section = made.page().partition('<section id="metrics">')[2].partition("</section>")[0]
+    head = section.partition("</thead>")[0]
+    assert "group-good (mean of 3 seeds)" in head
+    assert "seed-0" not in head
+    assert f"SD {brier.sd:.3f}" in section
+    (axes,) = made.figures["metric-accuracy"].figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["group-good", "group-single"]
+    points = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [list(each) for each in points] == [[run.test["accuracy"].value for run in made.comparison.runs[:3]]]
+
+
+def test_metrics_whose_means_have_intervals_are_named_in_one_note_only(folder):
+    made = report([folder / "group-good"], checklists=["claim"])
+    sentence = "eans have intervals for accuracy, AUROC, sensitivity and specificity only"
+    assert to_markdown(made.tables["seeds"]).count(sentence) == 1
+    assert to_markdown(made.tables["metrics"]).count(sentence) == 1
+    assert sentence not in to_markdown(made.tables["checklist-claim"])
+    page = made.page()
+    seeds = page.partition('<section id="seeds">')[2].partition("</section>")[0]
+    assert seeds.count(sentence) == 1
+    compared = compare([folder / "group-good"], prevalence=0.1)
+    assert not any(sentence in each for each in compared.sentences)
+    spread = compared.groups[0].metrics["precision_at_prevalence"]
+    assert any(
+        f"precision {spread.mean.value:.3f} (standard deviation {spread.sd:.4f})" in each for each in compared.sentences
+    )
+
+
+def test_metric_that_is_undefined_for_a_seed_has_no_mean_in_the_table(folder):
+    comparison = compare([folder / "group-good"])
+    group = comparison.groups[0]
+    runs = [(run.name, run.intervals()) for run in comparison.runs]
+    missing = dataclasses.replace(runs[1][1]["f1"], value=None, low=None, high=None, reason="no positives")
+    runs[1] = (runs[1][0], {**runs[1][1], "f1": missing})
+    metrics = {key: spread for key, spread in group.metrics.items() if key != "f1"}
+    (column,) = metric_columns([dataclasses.replace(group, metrics=metrics)], runs)
+    assert (column.value("f1").value, column.value("f1").reason) == (None, "no value for group-good/seed-1")
+
+
+def test_checklists_state_what_applies_to_several_seeds_once(folder):
+    (claim,) = report([folder / "group-good"], checklists=["claim"]).checklists.values()
+    answers = {each.item.number: each.text for each in claim.answers}
+    names = "group-good/seed-0, group-good/seed-1, group-good/seed-2"
+    for number in ("9", "20", "22", "24", "26"):
+        assert answers[number].startswith(f"{names}: "), answers[number]
+        assert answers[number].count("seed-0") == 1
+    assert answers["25"].startswith(
+        "group-good/seed-0 (seed 0), group-good/seed-1 (seed 1), group-good/seed-2 (seed 2): "
+    )

@@ -121,8 +121,12 @@ def prevalence_sentences(
         return ()
     keys = {f"{name}{AT_PREVALENCE}": name.replace("_", " ") for name in ("precision", "negative_predictive_value")}
     grouped = {name for group in groups for name in group.runs}
-    named = [(group.name, {key: spread.mean for key, spread in group.metrics.items()}) for group in groups]
-    named += [(summary.name, dict(summary.test)) for summary in summaries if summary.name not in grouped]
+    named = [(group.name, {key: spread.text() for key, spread in group.metrics.items()}) for group in groups]
+    named += [
+        (summary.name, {key: str(interval) for key, interval in summary.intervals().items()})
+        for summary in summaries
+        if summary.name not in grouped
+    ]
     return tuple(
         f"{name}: at a prevalence of {prevalence:g} and the operating point {operating_point}, "
         + ", ".join(f"{text} {values[key]}" if key in values else f"{text} undefined" for key, text in keys.items())

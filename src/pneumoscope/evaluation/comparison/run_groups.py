@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from pneumoscope.core.comparison import PairedTest, RunGroup, SeedSpread
+from pneumoscope.core.comparison import MEANS_WITH_INTERVALS, PairedTest, RunGroup, SeedSpread
 from pneumoscope.core.errors import RecipeError, UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
@@ -303,7 +303,7 @@ def without_interval(values: Sequence[float], method: str, n: int, tested: Seque
         tested: Metrics whose means have intervals.
     """
     names = [AUROCS.get(metric, metric) for metric in tested]
-    reason = f"means have intervals for {', '.join(names[:-1])} and {names[-1]} only"
+    reason = f"{MEANS_WITH_INTERVALS} {', '.join(names[:-1])} and {names[-1]} only"
     return Interval(float(np.mean(values)), None, None, method, n, reason=reason)
 
 
@@ -378,9 +378,7 @@ def training_sentence(compared: Sequence[ComparedModel]) -> str:
             " applies to these predictions."
         )
     if singles := len(runs) + len(others):
-        text += (
-            " A test of a group of seeds against a single model includes the variation between the seeds of the group"
-        )
+        text += " A test of a group of seeds against a single model includes the variation between these seeds"
         text += "; a test of two single models includes none." if singles > 1 else "."
     return text
 
