@@ -203,7 +203,10 @@ def attack_pull(service: Service, contents: Sequence[bytes]) -> Counter[str]:
             sys.executable, "-m", "pneumoscope", "pull", "--dicom-config", str(configuration), "--from", "archive",
             "--study", PULLED_STUDY, "--service", service.url, "--json",
         ]  # fmt: skip
-        ran = subprocess.run(pull, capture_output=True, text=True, check=False, timeout=PULL_SECONDS)
+        try:
+            ran = subprocess.run(pull, capture_output=True, text=True, check=False, timeout=PULL_SECONDS)
+        except subprocess.TimeoutExpired:
+            return Counter({f"not finished after {PULL_SECONDS:g} s": 1})
     try:
         report = json.loads(ran.stdout)
     except json.JSONDecodeError:
@@ -468,8 +471,8 @@ def attack(folder: Path, model: Path | None, inputs: int, seed: int, out: Path) 
         problems.append("STOW-RS answered with a server error")
     if document["bombs by pull"]["stored"] + document["bombs by pull"]["failed"] != len(pulled):
         problems.append("a pull ended early")
-    if not document["stored bombs by WADO-RS"]:
-        problems.append("no bomb is stored")
+    if not document["stored bombs by WADO-RS"].get("200"):
+        problems.append("no stored bomb is retrieved")
     if not {*document["stored bombs by WADO-RS"]} <= {"200", "404", "422"}:
         problems.append("WADO-RS did not answer, or with a server error")
     document["TLS"] = attack_tls(folder, model)

@@ -213,6 +213,7 @@ def test_other_labels_are_classes_as_they_are_written() -> None:
             ("norml", "pneumona"),
             "Did you mean NORMAL and PNEUMONIA? Correct the labels, or give --map norml=NORMAL --map pneumona=PNEUMONIA",
         ),
+        (("NORML", "NORMLA"), ""),
         (("NORMAL", "abnormal", "PNEUMONIA"), ""),
         (("NORMAL", "no pneumonia", "PNEUMONIA"), ""),
         (("NORMAL", "PNEUMONA", "TB"), ""),

@@ -66,7 +66,7 @@ def command() -> None:
     help="Processor that runs the network; cuda needs a GPU and onnxruntime-gpu.",
 )  # fmt: skip
 @click.option(
-    "--heatmaps", is_flag=True, help="TransactionCallback write heatmaps: one ZIP file of PNG images for each shard."
+    "--heatmaps", is_flag=True, help="Also write heatmaps: one ZIP file of PNG images for each shard."
 )  # fmt: skip
 @click.option(
     "--no-identifiers", is_flag=True,

@@ -26,7 +26,7 @@ __all__ = ["command"]
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="TransactionCallback write an HTML page with thumbnails.",
+    help="Also write an HTML page with thumbnails.",
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of the cross-validation folds.")
 def command(data: Path, labels: LabelMapping | None, as_json: bool, html: Path | None, seed: int) -> None:

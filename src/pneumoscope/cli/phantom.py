@@ -21,7 +21,7 @@ __all__ = ["command"]
     "--masks",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="TransactionCallback write masks of the opacities, to DIR.",
+    help="Also write masks of the opacities, to DIR.",
 )
 @json_option
 def command(folder: Path, train: int, test: int, seed: int, size: int, masks: Path | None, as_json: bool) -> None:

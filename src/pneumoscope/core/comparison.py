@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "MEANS_WITH_INTERVALS",
+    "MEAN_METHODS",
     "Comparison",
     "PairedTest",
     "ReferenceRow",
@@ -26,7 +26,7 @@ __all__ = [
     "SeedSpread",
 ]
 
-MEANS_WITH_INTERVALS = "means have intervals for"  # start of the reason why the mean of another metric has none
+MEAN_METHODS = {"seeds": "mean of seeds", "folds": "mean of folds"}  # methods of means without an interval
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class SeedSpread:
     @property
     def lacks_method(self) -> bool:
         """True if the mean has no interval because no method provides one for the metric; notes state it once."""
-        return self.mean.reason.startswith(MEANS_WITH_INTERVALS)
+        return self.mean.method in MEAN_METHODS.values()
 
     def text(self) -> str:
         """Return the mean, its interval if there is one, and the standard deviation."""

@@ -98,10 +98,11 @@ def misspelling_hint(found: Sequence[str]) -> str:
     """
     others = [label for label in found if label not in LABELS]
     meant = {label: closest_name(label, LABELS, _SIMILAR) for label in others}
-    if not others or not all(name and name not in label.upper() for label, name in meant.items()):
+    corrected = {meant.get(label) or label for label in found}
+    if not others or len(corrected) < 2 or not all(name and name not in label.upper() for label, name in meant.items()):
         return ""
     options = " ".join(map(_map_option, meant, meant.values()))
-    return f"Did you mean {' and '.join(meant.values())}? Correct the labels, or give {options}"
+    return f"Did you mean {' and '.join(dict.fromkeys(meant.values()))}? Correct the labels, or give {options}"
 
 
 def sort_classes(labels: Iterable[str]) -> list[str]:

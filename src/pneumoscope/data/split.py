@@ -331,6 +331,8 @@ def _take(units: Iterable[_Unit], target: int, *, contiguous: bool) -> list[str]
 
 
 def _check_labels(manifest: Manifest) -> None:
+    if not manifest.images:
+        raise DatasetError("the data set has no images", hint=f"Add images of {' and '.join(manifest.classes)}")
     labels = {image.label for image in manifest.images}
     missing = " and ".join(label for label in manifest.classes if label not in labels)
     if missing:

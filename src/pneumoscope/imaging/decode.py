@@ -75,7 +75,7 @@ def decode(
         allow_rejected: Return images rejected by their DICOM header, such as lateral views, with `Radiograph.rejections`
             instead of raising an error. Images whose rejection a user can override are always returned, because labeled data
             were selected by people.
-        keep_values: TransactionCallback return the pixel values before windowing, `Radiograph.values`.
+        keep_values: Also return the pixel values before windowing, `Radiograph.values`.
 
     Returns:
         The image, with read-only pixels.

@@ -88,7 +88,7 @@ def decode_dicom(data: bytes, name: str, *, keep_values: bool = False) -> Radiog
     Args:
         data: Content of the file.
         name: Name of the file in messages.
-        keep_values: TransactionCallback return the pixel values before windowing, `Radiograph.values`.
+        keep_values: Also return the pixel values before windowing, `Radiograph.values`.
 
     Returns:
         The full-size image with read-only pixels, see `gray_levels.dicom_gray_levels`, including the rejections and warnings of

@@ -62,7 +62,7 @@ def scale_to_depth(stored: Integers, stated_bits: int, *, keep_values: bool = Fa
     Args:
         stored: Values, shape (height, width).
         stated_bits: Bit depth declared by the file, 8 to 16. Depths below 16 are trusted, because few files declare them.
-        keep_values: TransactionCallback return the values.
+        keep_values: Also return the values.
     """
     low, high = 0.0, 2.0**stated_bits - 1
     if stated_bits == 16:
@@ -92,7 +92,7 @@ def dicom_gray_levels(stored: Integers, dataset: Dataset, *, keep_values: bool =
     Args:
         stored: Stored values, shape (height, width).
         dataset: Data set with `GRAY_LEVEL_ELEMENTS`, functional groups flattened, and PhotometricInterpretation.
-        keep_values: TransactionCallback return the modality values.
+        keep_values: Also return the modality values.
 
     Raises:
         GrayLevelError: Every pixel is padding, or a window, LUT or rescale value is invalid.

@@ -19,7 +19,9 @@ _BINS = 3  # number of bins that is kept even if they have fewer images
 
 
 def displayed_bins(bins: Sequence[ReliabilityBin]) -> tuple[ReliabilityBin, ...]:
-    """Return the bins with adjacent ones merged, so that each has at least 20 images; few images keep three bins.
+    """Return the bins with adjacent ones merged, so that each has at least 20 images; up to 60 images keep three bins.
+
+    Images with equal probabilities are in one bin, so that bins can differ in size.
 
     Args:
         bins: Recorded bins, in ascending order of probability.
@@ -27,7 +29,8 @@ def displayed_bins(bins: Sequence[ReliabilityBin]) -> tuple[ReliabilityBin, ...]
     if all(each.observed_rate.n >= _LEAST for each in bins):
         return tuple(bins)
     groups = _even_groups(bins)
-    while len(groups) > _BINS:
+    fewest = _BINS if _size(bins) <= _BINS * _LEAST else 1
+    while len(groups) > fewest:
         sizes = list(map(_size, groups))
         smallest = sizes.index(min(sizes))
         if sizes[smallest] >= _LEAST:

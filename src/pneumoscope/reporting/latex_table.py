@@ -39,7 +39,12 @@ _HASH = re.compile(r"[0-9a-f]{16,}")
 
 def to_latex(table: Table) -> str:
     """Return a table as LaTeX; a table that is too wide for a page becomes several."""
-    return "\n".join(_part_to_latex(part) for part in _parts(table))
+    parts = _parts(table)
+    if len(parts) == 1:
+        return _part_to_latex(table)
+    return "\n".join(
+        _long_table(part, [[cell_text(cell, part.decimals) for cell in row] for row in part.rows]) for part in parts
+    )
 
 
 def _parts(table: Table) -> list[Table]:
@@ -53,7 +58,7 @@ def _parts(table: Table) -> list[Table]:
         return [table]
     keys: list[int] = []
     for index in columns:
-        longest = max(len(str(row[index])) for row in table.rows)
+        longest = max((len(str(row[index])) for row in table.rows), default=0)
         if not _is_text(table, index) or longest > _NUMBER or sum(least[each] for each in (*keys, index)) > 1 / 2:
             break
         keys.append(index)
@@ -173,7 +178,7 @@ def _lengths(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
 
 def _is_natural(table: Table, index: int, rows: Sequence[Sequence[str]]) -> bool:
     """Return whether a column is as wide as its cells. In other columns, lines break; so do long headings of short numbers."""
-    length, heading = max(len(row[index]) for row in rows), len(table.columns[index])
+    length, heading = max((len(row[index]) for row in rows), default=0), len(table.columns[index])
     if _is_text(table, index):
         return max(length, heading) <= _SHORT
     return length <= _NUMBER and heading <= max(length, _SHORT)

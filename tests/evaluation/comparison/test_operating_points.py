@@ -66,6 +66,13 @@ def test_comparison_and_report_fall_back_to_the_common_operating_point(maker, tm
         compare([a, b], operating_point="half")
 
 
+def test_error_names_points_that_a_model_to_be_evaluated_cannot_have():
+    with pytest.raises(
+        UnknownNameError, match=r"cannot be compared at balanced or rule_out\. a: .*--operating-point half$"
+    ):
+        choose_operating_point({"a": ["balanced", "rule_out"]}, first="half", is_possible=lambda name: name == "half")
+
+
 def test_models_that_are_still_to_be_evaluated_limit_the_default(maker, tmp_path):
     """A file without predictions for validation images has no threshold."""
     images = maker.images()

@@ -21,7 +21,7 @@ import numpy as np
 from pneumoscope import __version__
 from pneumoscope.bundle.bundle_folder import CARD_FILE, read_any_card
 from pneumoscope.bundle.card import short_hash
-from pneumoscope.core.comparison import Comparison, PairedTest, RunGroup, RunSummary, SeedSpread
+from pneumoscope.core.comparison import MEAN_METHODS, Comparison, PairedTest, RunGroup, RunSummary, SeedSpread
 from pneumoscope.core.errors import RunError, UsageError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
@@ -350,7 +350,7 @@ def _spreads(folds: Folds[Any], tested: Sequence[str]) -> Mapping[str, SeedSprea
             continue  # a mean over the other folds would not cover all images
         mean = folds_mean(values, folds.ratio, n=folds.n)
         if metric not in tested:  # not all of these are between 0 and 1
-            mean = without_interval(values, "mean of folds", folds.n, tested)
+            mean = without_interval(values, MEAN_METHODS["folds"], folds.n, tested)
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
 

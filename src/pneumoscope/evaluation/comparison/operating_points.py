@@ -26,17 +26,21 @@ def choose_operating_point(
     Raises:
         UnknownNameError: All evaluations have several others, or none.
     """
-    common = [name for name in _common(points) if is_possible(name)]
+    shared = _common(points)
+    common = [name for name in shared if is_possible(name)]
     for name in (first, DEFAULT_OPERATING_POINT, FIXED_POINT):
         if name in common:
             return name
     if len(common) == 1:
         return common[0]
-    message = (
-        f"all evaluations have several operating points, but neither {DEFAULT_OPERATING_POINT} nor {FIXED_POINT}"
-        if common
-        else "the evaluations have no operating point in common"
-    )
+    if common:
+        message = (
+            f"all evaluations have several operating points, but neither {DEFAULT_OPERATING_POINT} nor {FIXED_POINT}"
+        )
+    elif shared:
+        message = f"bundles and files that are not evaluated yet cannot be compared at {' or '.join(shared)}"
+    else:
+        message = "the evaluations have no operating point in common"
     raise _error(first, points, common, message)
 
 
@@ -78,6 +82,8 @@ def _error(name: str, points: Mapping[str, Collection[str]], common: Sequence[st
         chosen = (
             f"Give --operating-point {' or '.join(common)}"
             if common
+            else f"Evaluate again with --operating-point {name}"
+            if _common(points)
             else "Evaluate them again with the same --operating-point"
         )
         error.hint = f"{_listed(points)}. {chosen}"

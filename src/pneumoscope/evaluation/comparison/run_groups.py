@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from pneumoscope.core.comparison import MEANS_WITH_INTERVALS, PairedTest, RunGroup, SeedSpread
+from pneumoscope.core.comparison import MEAN_METHODS, PairedTest, RunGroup, SeedSpread
 from pneumoscope.core.errors import RecipeError, UndefinedMetricError
 from pneumoscope.core.interval import Interval
 from pneumoscope.core.messages import counted
@@ -288,7 +288,7 @@ def _spreads(
         if metric in scoring.tested:
             mean = scoring.mean(metric, members)
         else:
-            mean = without_interval(values, "mean of seeds", first.n, scoring.tested)
+            mean = without_interval(values, MEAN_METHODS["seeds"], first.n, scoring.tested)
         found[metric] = SeedSpread(mean, float(np.std(values, ddof=1)), min(values), max(values))
     return found
 
@@ -298,12 +298,12 @@ def without_interval(values: Sequence[float], method: str, n: int, tested: Seque
 
     Args:
         values: The metric of each run.
-        method: "mean of seeds" or "mean of folds".
+        method: One of `MEAN_METHODS`.
         n: Number of images.
         tested: Metrics whose means have intervals.
     """
     names = [AUROCS.get(metric, metric) for metric in tested]
-    reason = f"{MEANS_WITH_INTERVALS} {', '.join(names[:-1])} and {names[-1]} only"
+    reason = f"means have intervals for {', '.join(names[:-1])} and {names[-1]} only"
     return Interval(float(np.mean(values)), None, None, method, n, reason=reason)
 
 
@@ -351,7 +351,8 @@ def group_sentences(groups: Sequence[RunGroup]) -> tuple[str, ...]:
         return tuple(map(_sentence, groups))
     fewest = min(few, key=lambda group: len(group.runs))
     n, unit = len(fewest.runs), fewest.unit
-    named = "" if len({len(group.runs) for group in groups}) == 1 else f" of {fewest.name}"
+    same = [group.name for group in few if len(group.runs) == n]
+    named = f" of {_joined(same)}" if len(same) < len(groups) else ""
     more = "use more folds" if fewest.folds else "train more seeds"
     remark = (
         f"With {n} {unit}{named}, the variance between {unit} has {counted(n - 1, 'degree')} of freedom, and intervals can be"

@@ -62,8 +62,8 @@ _REQUEST = 1  # action type ID of a request (PS3.4 J.3.2.1)
 _EVENT_TYPES = (1, 2)  # event type IDs: all committed, some failed (PS3.4 J.3.3.1)
 # Status codes of N-EVENT-REPORT (PS3.7 10.1.1.1.8).
 NO_SUCH_INSTANCE, NO_SUCH_EVENT_TYPE, UNKNOWN_REPORT = 0x0112, 0x0113, 0x0115
-# Of a report. One about as many objects as a request has needs at most 290 bytes for each: two UIDs, the failure reason, and
-# where the object can be retrieved (PS3.4 table J.3.3-1). It is parsed in this process: 1 MiB could take 9 seconds.
+# Size limit of a report. A report on all objects of a request needs at most 290 bytes for each: two UIDs, the failure reason,
+# and where the object can be retrieved (PS3.4 table J.3.3-1). It is parsed in this process: 1 MiB could take 9 seconds.
 MAX_REPORT_BYTES = 2**16
 _MAX_SEPARATORS = 2_000  # of values: pydicom looks up each value of a character set
 _UID = re.compile(r"[0-9.]{1,64}")
