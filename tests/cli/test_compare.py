@@ -142,7 +142,7 @@ def test_rejected_images_and_both_scales_of_a_threshold_are_shown(shared_maker, 
     assert sentence.startswith("`predict` rejects ")
     assert f"{evaluation.name}: {sentence}" in result.stdout
     html = (out / "report.html").read_text()
-    assert f"<strong>{evaluation.name}:</strong> {sentence}" in html
+    assert f"<strong>{evaluation.name}:</strong> {sentence.replace('`predict`', '<code>predict</code>')}" in html
     point = evaluation.operating_points["rule_out"]
     assert point.threshold_probability != point.threshold
     assert f'<data value="{point.threshold}">{point.threshold_text()}</data>' in html

@@ -25,6 +25,7 @@ from pneumoscope.evaluation.multiclass.evaluate import evaluate_multiclass
 from pneumoscope.evaluation.multiclass.fitting import fit_prediction_sets
 from pneumoscope.imaging.decode import decode
 from pneumoscope.imaging.phantom import draw_phantom
+from pneumoscope.imaging.preprocess import preprocess_image
 from pneumoscope.inference.multiclass_model import load_multiclass_model
 from pneumoscope.inference.multiclass_session import MulticlassSession
 from pneumoscope.models.factory import create_initialized, create_model
@@ -134,7 +135,8 @@ def test_predictions_are_the_calibrated_softmax(run, images):
     assert np.mean(correct) > 0.6
     one = model.predict(paths[0])
     assert one == predictions[0]
-    scored = next(MulticlassSession.load(run / "bundle").stream([decode(paths[0])]))
+    image = preprocess_image(decode(Path(paths[0])), model.card.preprocessing)
+    scored = next(MulticlassSession.load(run / "bundle").stream([image]))
     expected = np.exp(log_softmax(scored.logits.astype(float) / model.card.calibration.temperature))
     assert list(one.class_probabilities.values()) == pytest.approx(expected.tolist())
     assert one.decision == "classified"
