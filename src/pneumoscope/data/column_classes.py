@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pneumoscope.data.predictions_file import PredictionColumns
 
 __all__ = [
-    "canonical_names",
     "check_column_classes",
     "check_column_labels",
     "check_single_class",
     "columns_by_class",
+    "match_class_names",
     "single_class_error",
 ]
 
@@ -41,7 +41,7 @@ def check_column_classes(columns: PredictionColumns, classes: Iterable[str]) -> 
                     raise _unknown_class(flag, label, column, known)
 
 
-def canonical_names(classes: Sequence[str], names: Iterable[str]) -> list[str]:
+def match_class_names(classes: Sequence[str], names: Iterable[str]) -> list[str]:
     """Return class names in the spelling of the existing classes, ignoring case; unknown names are unchanged.
 
     Args:
@@ -53,7 +53,7 @@ def canonical_names(classes: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 def columns_by_class(classes: Sequence[str], names: Sequence[str], columns: Sequence[str], file: str) -> dict[str, str]:
-    """Return the column of each class, with names converted by `canonical_names`.
+    """Return the column of each class, with names converted by `match_class_names`.
 
     Args:
         classes: Existing classes.
@@ -64,7 +64,7 @@ def columns_by_class(classes: Sequence[str], names: Sequence[str], columns: Sequ
     Raises:
         DatasetError: Two columns belong to the same class.
     """
-    spelled = canonical_names(classes, names)
+    spelled = match_class_names(classes, names)
     for label in dict.fromkeys(spelled):
         same = [column for each, column in zip(spelled, columns, strict=True) if each == label]
         if len(same) > 1:

@@ -19,7 +19,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 from pneumoscope.core.prediction_codes import WarningCode
 from pneumoscope.imaging.histogram import PERCENTILES, Floats, Histogram, Integers, count_values, displayed_range
 from pneumoscope.imaging.image import GrayLevels
-from pneumoscope.imaging.lookup_table import GrayLevelError, LookupTable, parse_numbers
+from pneumoscope.imaging.lookup_table import GrayLevelError, LookupTable, parse_element_numbers
 from pneumoscope.imaging.padding import find_padding
 from pneumoscope.imaging.pixel_values import (
     PixelDescription,
@@ -260,8 +260,8 @@ def _displayed_values(histogram: Histogram, stored: Histogram, dataset: Dataset)
 def _windows(dataset: Dataset, errors: list[GrayLevelError]) -> Iterable[Window]:
     """Yield the valid windows; append an error for each invalid one."""
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    centers = parse_numbers(dataset.get("WindowCenter"), "WindowCenter")
-    widths = parse_numbers(dataset.get("WindowWidth"), "WindowWidth")
+    centers = parse_element_numbers(dataset.get("WindowCenter"), "WindowCenter")
+    widths = parse_element_numbers(dataset.get("WindowWidth"), "WindowWidth")
     explanations = _explanations(dataset)
     for i, (center, width) in enumerate(list(zip(centers, widths, strict=False))[:_MAX_WINDOWS]):
         if function not in _FUNCTIONS:

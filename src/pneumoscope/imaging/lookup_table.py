@@ -13,7 +13,7 @@ from pydicom.dataelem import RawDataElement
 from pneumoscope.core.unreadable import UnreadableCode, UnreadableReason
 from pneumoscope.imaging.histogram import PERCENTILES, Floats, Histogram, Integers
 
-__all__ = ["GrayLevelError", "LookupTable", "parse_numbers"]
+__all__ = ["GrayLevelError", "LookupTable", "parse_element_numbers"]
 
 _MAX_LUT_BYTES = 2**17  # 65,536 entries of 16 bits
 _EXCEEDING = 0.01  # fraction of the pixels whose LUT entries may exceed the declared bit depth
@@ -60,7 +60,7 @@ class LookupTable(NamedTuple):
             raw: Any = lut.get_item(keyword)
             if isinstance(raw, RawDataElement) and len(raw.value or b"") > _MAX_LUT_BYTES:
                 raise GrayLevelError("lut_too_long")
-        descriptor = parse_numbers(lut.get("LUTDescriptor"), "LUTDescriptor")
+        descriptor = parse_element_numbers(lut.get("LUTDescriptor"), "LUTDescriptor")
         if len(descriptor) != 3:
             raise GrayLevelError("lut_descriptor_invalid")
         count, first, stated_bits = (int(number) for number in descriptor)
@@ -125,7 +125,7 @@ def _entries(raw: bytes | Iterable[int] | int, count: int, bits: int, dataset: D
     return np.frombuffer(raw[: len(raw) // 2 * 2], dtype="<u2" if dataset.original_encoding[1] else ">u2")
 
 
-def parse_numbers(value: Any, keyword: str) -> list[float]:
+def parse_element_numbers(value: Any, keyword: str) -> list[float]:
     """Return the numbers of an element, with NaN for empty ones, or an empty list if it is missing.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydicom import Dataset
 
 from pneumoscope.imaging.histogram import Integers
-from pneumoscope.imaging.lookup_table import parse_numbers
+from pneumoscope.imaging.lookup_table import parse_element_numbers
 
 __all__ = ["find_padding"]
 
@@ -99,5 +99,5 @@ def _integer(dataset: Dataset, keyword: str) -> int | None:
     Raises:
         GrayLevelError: The element is not a number.
     """
-    numbers = parse_numbers(dataset.get(keyword), keyword)
+    numbers = parse_element_numbers(dataset.get(keyword), keyword)
     return int(numbers[0]) if numbers and math.isfinite(numbers[0]) else None

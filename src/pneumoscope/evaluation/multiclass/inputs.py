@@ -15,7 +15,7 @@ from pneumoscope.core.multiclass_results import (
     MulticlassRunSummary,
     MulticlassScoredImage,
 )
-from pneumoscope.data.column_classes import canonical_names, check_column_classes
+from pneumoscope.data.column_classes import check_column_classes, match_class_names
 from pneumoscope.data.label_mapping import LabelMapping
 from pneumoscope.data.predictions_file import PredictionColumns, missing_class_error, read_class_predictions_file
 from pneumoscope.evaluation.comparison.comparability import (
@@ -201,7 +201,7 @@ def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
     for run in runs:
         # Class names of a file are matched to the spelling of a model.
         found = (
-            tuple(canonical_names(expected, run.evaluation.classes)) if is_file(run.path) else run.evaluation.classes
+            tuple(match_class_names(expected, run.evaluation.classes)) if is_file(run.path) else run.evaluation.classes
         )
         for a, of_a, of_b in ((run, found, expected), (first, expected, found)):
             if is_file(a.path) and {*of_a} < {*of_b}:
@@ -211,7 +211,7 @@ def check_classes(runs: Sequence[ComparedRun[Any, Any]]) -> tuple[str, ...]:
             raise RunError(
                 f"run {run.name!r} has the classes {', '.join(found)}, and {first.name!r} has {', '.join(expected)}",
                 hint=_CASE_HINT
-                if canonical_names(expected, found) == [*expected]
+                if match_class_names(expected, found) == [*expected]
                 else "Compare models of the same classes, in the same order",
             )
     return expected
