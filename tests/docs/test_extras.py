@@ -58,3 +58,12 @@ def test_a_command_needs_only_its_documented_extra(
     if missing:
         assert f"pip install 'pneumoscope[{missing}]'" in done.stderr
     assert done.returncode == (2 if missing else 0), done.stderr
+
+
+def test_the_service_needs_no_other_extra_than_serve() -> None:
+    pacs = {"pynetdicom", "highdicom", "dicomweb_client", "requests"}
+    blocked = _TRAIN | pacs | {"sklearn", "matplotlib", "pooch", *EXTRAS["openid"]}
+    script = _WITHOUT.partition("from pneumoscope.cli")[0].format(blocked=blocked)
+    command = [sys.executable, "-c", f"{script}import pneumoscope.service.server, pneumoscope.service.app"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from pneumoscope.core.errors import UsageError
 from pneumoscope.core.files import read_error_reason
-from pneumoscope.dicomweb.session import read_credential
 from pneumoscope.service.dicom.configuration import DicomConfiguration, Webhook, WebServer
 
 __all__ = ["require_files", "require_server_files", "unresolved_hosts", "warn_of_unresolved_hosts"]
@@ -45,6 +44,8 @@ def require_server_files(server: WebServer | Webhook) -> None:
 
 
 def _require_credential(file: Path, setting: str) -> None:
+    from pneumoscope.dicomweb.session import read_credential  # needs requests, of the extra [pacs]
+
     try:
         credential = read_credential(file)
     except (OSError, UnicodeDecodeError) as error:
